@@ -1,0 +1,1 @@
+"""Speed, as ratios to a calibration loop in the same process: `python -m benchmarks`. Never part of the tests."""

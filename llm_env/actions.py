@@ -1,0 +1,140 @@
+"""From an agent's action to a Decision, in three forms: MultiDiscrete, Discrete and Box. No form can stop serving.
+
+Budgets are given relative to the SLO budget tau* = b0 + (TBT target - c) / a, the largest batch that keeps an iteration
+inside the TBT target, so that one action means the same on every scenario.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_env.jit import njit
+from llm_env.records import (
+    DECODES_FIRST,
+    DROPPED_LAST,
+    EARLIEST_DEADLINE,
+    FCFS,
+    LEAST_SLACK,
+    MOORE_HODGSON,
+    PREFILL_FIRST,
+    QUEUE_ORDERS,
+    SHORTEST_PREFILL,
+    UNLIMITED,
+    Decision,
+    State,
+    decision,
+)
+
+ACTION_KINDS = ("multidiscrete", "discrete", "box")
+MULTIDISCRETE, DISCRETE, BOX = range(3)
+
+# ---- the levels ----------------------------------------------------------------------------------------------------
+BUDGET_LEVELS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 2.0, 5.0)  # x tau*; exactly 1.0 must be among them
+MIXES = ("decode", "half", "full", "prefill-first")
+MIX_DECODE, MIX_HALF, MIX_FULL, MIX_PREFILL_FIRST = range(4)
+CHUNK_LEVELS = (128, 512, UNLIMITED)  # most prefill tokens per prompt
+ORDERS = (FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK, MOORE_HODGSON)
+NVEC = (len(BUDGET_LEVELS), len(MIXES), len(CHUNK_LEVELS), len(ORDERS))
+MASK_LENGTH = sum(NVEC)
+
+# Discrete form: (budget level, mix, chunk level, order)
+_WHOLE = len(CHUNK_LEVELS) - 1
+DISCRETE_TABLE = (
+    *((b, MIX_FULL, _WHOLE, o) for b in (1, 3, 4, 5, 7) for o in (FCFS, SHORTEST_PREFILL, MOORE_HODGSON)),
+    (4, MIX_HALF, _WHOLE, MOORE_HODGSON),
+    (4, MIX_DECODE, _WHOLE, MOORE_HODGSON),
+    (4, MIX_PREFILL_FIRST, _WHOLE, MOORE_HODGSON),
+)
+BOX_NAMES = ("log_budget_factor", "slack_weight", "drop_weight", "rate_margin")
+
+_BUDGETS = np.array(BUDGET_LEVELS)
+_CHUNKS = np.array(CHUNK_LEVELS, np.int64)
+_ORDERS = np.array(ORDERS, np.int64)
+_TABLE = np.array(DISCRETE_TABLE, np.int64)
+
+
+def describe(levels: tuple[int, int, int, int]) -> str:
+    """Words for (budget level, mix, chunk level, order), for tables and plots."""
+    budget, mix, chunk, order = levels
+    limit = "" if CHUNK_LEVELS[chunk] == UNLIMITED else f", chunk {CHUNK_LEVELS[chunk]}"
+    return f"{BUDGET_LEVELS[budget]:g}x {MIXES[mix]} {QUEUE_ORDERS[ORDERS[order]]}{limit}"
+
+
+# ---- action -> Decision --------------------------------------------------------------------------------------------
+@njit
+def to_decision(state: State, kind, integers, floats) -> Decision:
+    """The Decision that an action means for the worker at hand.
+
+    Args:
+        kind: MULTIDISCRETE, DISCRETE or BOX.
+        integers: (4,) int64; MULTIDISCRETE: budget level, mix, chunk level, order; DISCRETE: index, and three unused.
+        floats: (4,) float64 in [-1, 1], BOX only: budget tau* x 2^(1.5 x), weight of deadlines against prefill time
+            1 + min(x, 0), distance of the dropped 2^(6 + 8 x) TTFT targets and from x = 0 on behind all others, rate
+            margin 1.5^x. All 0 is Moore-Hodgson at tau*.
+    """
+    system = state.system[0]
+    budget = system.slo_budget
+    if kind == BOX:
+        return decision(
+            max(1, int(budget * 2.0 ** (1.5 * _unit(floats[0])))),
+            order=MOORE_HODGSON,
+            slack_weight=1.0 + min(_unit(floats[1]), 0.0),
+            drop_weight=2.0 ** (6.0 + 8.0 * _unit(floats[2])) if floats[2] < 0.0 else DROPPED_LAST,
+            margin=1.5 ** _unit(floats[3]),
+        )
+    worker = state.workers[system.worker]
+    num_decodes = worker.num_running - worker.num_partial
+    if kind == DISCRETE:
+        entry = _TABLE[integers[0]]
+        return decision_from_levels(budget, num_decodes, entry[0], entry[1], entry[2], entry[3])
+    return decision_from_levels(budget, num_decodes, integers[0], integers[1], integers[2], integers[3])
+
+
+@njit
+def _unit(x) -> float:
+    return min(max(x, -1.0), 1.0)
+
+
+@njit
+def decision_from_levels(slo_budget, num_decodes, budget_level, mix, chunk_level, order) -> Decision:
+    """The Decision of four levels. Args: slo_budget, num_decodes: as in the View; the rest: places in the tables."""
+    budget = max(1, int(slo_budget * _BUDGETS[budget_level]))
+    prefill = budget
+    if mix == MIX_HALF:
+        prefill = max(1, budget // 2)
+    elif mix == MIX_DECODE and num_decodes > 0:
+        prefill = 0  # only while something decodes: a worker with prompts alone must prefill
+    return decision(
+        budget,
+        prefill_tokens=prefill,
+        chunk_tokens=_CHUNKS[chunk_level],
+        packing=PREFILL_FIRST if mix == MIX_PREFILL_FIRST else DECODES_FIRST,
+        order=_ORDERS[order],
+    )
+
+
+# ---- masks ---------------------------------------------------------------------------------------------------------
+@njit
+def mask_actions(state: State, out) -> None:
+    """Writes which MultiDiscrete levels make a difference now into out, (MASK_LENGTH,) bool.
+
+    With nothing to prefill only one way is left (full, no chunk limit, FCFS); with nothing that decodes the mixes
+    that favour decodes fall away. Masked actions are still valid: they mean the same as an unmasked one.
+    """
+    system = state.system[0]
+    worker = state.workers[system.worker]
+    decodes = worker.num_running > worker.num_partial
+    prefills = worker.num_partial > 0 or system.num_waiting > 0
+    k = 0
+    for _ in range(len(BUDGET_LEVELS)):
+        out[k] = prefills or k == 4
+        k += 1
+    for mix in range(len(MIXES)):
+        out[k] = mix == MIX_FULL or (prefills and (decodes or mix == MIX_HALF))
+        k += 1
+    for chunk in range(len(CHUNK_LEVELS)):
+        out[k] = prefills or chunk == len(CHUNK_LEVELS) - 1
+        k += 1
+    for order in range(len(ORDERS)):
+        out[k] = prefills or order == 0
+        k += 1

@@ -1,0 +1,205 @@
+"""Makes States: from a scenario's settings, in milliseconds, and a workload to the arrays the kernel runs on.
+
+The one place where settings become seconds. Knows the floors below; runs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_env.batching import WINDOW
+from llm_env.config import Scenario
+from llm_env.core import advance
+from llm_env.jit import IN_PLAIN_PYTHON
+from llm_env.queue import clear_queue, tree_levels
+from llm_env.records import (
+    ACTIVE,
+    BATCH,
+    BY_DEADLINE,
+    BY_LATEST_START,
+    BY_PROMPT,
+    GAP,
+    NEEDS_ROOM,
+    NUM_BUCKETS,
+    NUM_RANKS,
+    NUM_SETS,
+    REQUEST,
+    SLO_RULES,
+    SYSTEM,
+    WORKER,
+    State,
+)
+from llm_env.service import largest_batch, prefill_times
+from llm_env.workload import draw_noise
+
+UNLIMITED_BLOCKS = 1 << 40
+SLO_BUDGET_CAP = 1 << 20  # tokens; the SLO budget of a system whose batches take no time per token
+_FIRST_NOISE = 4096  # iterations of noise drawn at first; more are drawn as they are needed
+_FIRST_LOG = 4096
+
+
+def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
+    """(1,) SYSTEM with the scenario's settings in seconds and everything that runs at its start."""
+    settings, service, kv = scenario.system, scenario.system.service, scenario.system.kv
+    system = np.zeros(1, SYSTEM)
+    s = system[0]
+    s["setup_s"] = service.setup_ms / 1e3
+    s["per_token_s"] = service.per_token_ms / 1e3
+    s["free_tokens"] = service.free_tokens
+    s["setup_noise"] = service.setup_noise != "none"
+    s["per_token_noise"] = service.per_token_noise != "none"
+    s["kv_limited"] = kv.blocks is not None
+    s["kv_blocks"] = UNLIMITED_BLOCKS if kv.blocks is None else kv.blocks
+    s["block_tokens"] = kv.block_tokens
+    s["watermark"] = -1.0 if kv.watermark is None else kv.watermark
+    s["max_running"] = settings.max_running
+    s["max_hold_s"] = settings.max_hold_ms / 1e3
+    s["slo_rule"] = SLO_RULES.index(scenario.slo.rule)
+    s["ttft_target_s"] = min(c.ttft_ms for c in scenario.slo.classes) / 1e3
+    s["tbt_target_s"] = scenario.slo.tightest_tbt_ms / 1e3
+    s["slo_budget"] = largest_batch(s["setup_s"], s["per_token_s"], s["free_tokens"], s["tbt_target_s"], SLO_BUDGET_CAP)
+    s["horizon_s"] = scenario.episode.horizon_s
+    s["record"] = record
+    return system
+
+
+def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = False) -> State:
+    """Empty systems with a leading axis of `num_envs`, with room for `capacity` requests each."""
+    workers, running = scenario.system.workers, scenario.system.max_running
+    noisy = {scenario.system.service.setup_noise, scenario.system.service.per_token_noise} != {"none"}
+    levels = tree_levels(capacity)
+    log_rows = _FIRST_LOG + 4 * workers * running if record else 0
+    states = State(
+        requests=np.zeros((num_envs, capacity), REQUEST),
+        system=np.repeat(system_record(scenario, record)[None], num_envs, axis=0),
+        workers=np.zeros((num_envs, workers), WORKER),
+        running=np.zeros((num_envs, workers, running), np.int64),
+        batch=np.zeros((num_envs, workers, running, 2), np.int64),
+        order=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
+        rank=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
+        sets=np.zeros((num_envs, NUM_SETS, levels[-1]), np.int64),
+        levels=np.repeat(levels[None], num_envs, axis=0),
+        buckets=np.zeros((num_envs, 2, NUM_BUCKETS), np.int64),
+        cursors=np.zeros((num_envs, NUM_BUCKETS - 1), np.int64),
+        resumed=np.zeros((num_envs, capacity), np.int64),
+        noise=np.ones((num_envs, workers, _FIRST_NOISE if noisy else 0, 2), np.float64),
+        scratch=np.zeros((num_envs, 4, running + WINDOW), np.float64),
+        batch_log=np.zeros((num_envs, log_rows), BATCH),
+        gap_log=np.zeros((num_envs, log_rows), GAP),
+    )
+    return _readable(states)
+
+
+def _readable(states: State) -> State:
+    """In plain Python (NUMBA_DISABLE_JIT) records need attribute access, which numpy gives to recarrays only."""
+    if not IN_PLAIN_PYTHON:
+        return states
+    return State(*(a.view(np.recarray) if a.dtype.names and not isinstance(a, np.recarray) else a for a in states))
+
+
+def single(states: State, e: int = 0) -> State:
+    """The e-th system, as views without the leading axis."""
+    return State(*(array[e] for array in states))
+
+
+def with_capacity(states: State, capacity: int) -> State:
+    """The same systems with room for at least `capacity` requests each; the same object if there is room already."""
+    if states.requests.shape[1] >= capacity:
+        return states
+    capacity = max(capacity, 2 * states.requests.shape[1])
+    levels = tree_levels(capacity)
+    num_envs = states.requests.shape[0]
+    old_levels = states.levels[0]
+    sets = np.zeros((num_envs, NUM_SETS, levels[-1]), np.int64)
+    for level in range(len(old_levels) - 1):
+        size = old_levels[level + 1] - old_levels[level]
+        sets[:, :, levels[level] : levels[level] + size] = states.sets[:, :, old_levels[level] : old_levels[level + 1]]
+    for level in range(len(old_levels) - 1, len(levels) - 1):  # the old root's word and the new words above it
+        below = sets[:, :, levels[level - 1]] != 0
+        sets[:, :, levels[level]] = below
+    return _readable(
+        states._replace(
+            requests=_widened(states.requests, 1, capacity),
+            order=_widened(states.order, 2, capacity),
+            rank=_widened(states.rank, 2, capacity),
+            resumed=_widened(states.resumed, 1, capacity),
+            sets=sets,
+            levels=np.repeat(levels[None], num_envs, axis=0),
+        )
+    )
+
+
+def _widened(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    shape = list(array.shape)
+    shape[axis] = size
+    wide = np.zeros(shape, array.dtype)
+    wide[tuple(slice(0, n) for n in array.shape)] = array
+    return wide
+
+
+def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
+    """Puts a workload into system e and moves it to its first decision.
+
+    Args:
+        requests: (n,) REQUEST in order of arrival, as `llm_env.workload` makes it; copied.
+        seed: of the service noise.
+
+    Returns:
+        The states, reallocated if there was not room enough.
+    """
+    states = with_capacity(states, max(1, len(requests)))
+    state = single(states, e)
+    system, n = state.system[0], len(requests)
+    _restart_system(state, n)
+    state.requests[:n] = requests
+    targets = state.requests[:n]
+    ttft_due = targets["arrival_s"] + targets["ttft_target_s"]
+    targets["prefill_tokens"] = targets["prompt_tokens"]
+    targets["latest_start_s"] = ttft_due - prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
+    for which, key in (
+        (BY_PROMPT, targets["prompt_tokens"]),
+        (BY_DEADLINE, ttft_due),
+        (BY_LATEST_START, targets["latest_start_s"]),
+    ):
+        order = np.argsort(key, kind="stable")
+        state.order[which - 1, :n] = order
+        state.rank[which - 1, order] = np.arange(n)
+    clear_queue(state)
+    state.workers["free_blocks"] = system["kv_blocks"]
+    if state.noise.shape[1]:
+        for w in range(state.noise.shape[0]):
+            state.noise[w] = draw_noise(seed, w, 0, state.noise.shape[1])
+    advance(state)
+    return states
+
+
+def _restart_system(state: State, num_requests: int) -> None:
+    names = SYSTEM.names
+    assert names is not None
+    for name in names[names.index("now_s") :]:
+        state.system[name] = 0
+    state.system["num_requests"] = num_requests
+    state.system["phase"] = ACTIVE
+    state.workers[:] = np.zeros(1, WORKER)[0]
+
+
+def enlarge(states: State, seeds: np.ndarray) -> State:
+    """Doubles the room for noise and log rows of every system; those that had stopped for it may go on.
+
+    Args:
+        seeds: (num_envs,) the seeds that the systems were loaded with.
+    """
+    if states.system["record"].any():
+        states = states._replace(
+            batch_log=_widened(states.batch_log, 1, 2 * states.batch_log.shape[1]),
+            gap_log=_widened(states.gap_log, 1, 2 * states.gap_log.shape[1]),
+        )
+    have = states.noise.shape[2]
+    if have:
+        noise = _widened(states.noise, 2, 2 * have)
+        for e, w in np.ndindex(noise.shape[:2]):
+            noise[e, w, have:] = draw_noise(int(seeds[e]), w, have, have)
+        states = states._replace(noise=noise)
+    phase = states.system["phase"]
+    phase[phase == NEEDS_ROOM] = ACTIVE
+    return _readable(states)

@@ -1,0 +1,325 @@
+"""The command line `python -m llm_env`: arguments to settings, settings to one run, a run to a table.
+
+Every mistake of a user ends as one `error: ...` and an exit code: 0 done, 1 a bug, 2 bad input, 3 input or output
+failed, 4 a requirement was missed, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from baselines import POLICIES, parse_parameters, policy_info
+from llm_env.command import exit_code
+from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
+from llm_env.errors import UserError
+from llm_env.files import staged_folder
+from llm_env.metrics import EVERYTHING, Summary, summarise
+from llm_env.scenarios import load_scenario, preset_names, scenario_names, service_from_text
+from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
+from llm_env.workload import draw_workload, read_trace
+
+TRACE_SLOTS = 4096  # running requests of a worker without a scenario: the policy's own limit decides
+TRACE_HORIZON_S = 1e9  # the largest there is: a trace is run to its end
+WIDTH = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code (see `llm_env.command.exit_code`); errors go to stderr."""
+
+    def run() -> None:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+
+    return exit_code(run)
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _number(least: float, most: float, above: bool = False) -> Callable[[str], float]:
+    expected = f"a number {'above' if above else 'from'} {least:g} {'and at most' if above else 'to'} {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text) if "_" not in text else math.nan
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or (above and value == least):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()) or len(digits) > 19 or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m llm_env", description="Simulates LLM serving.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser(
+        "simulate",
+        help="one run of one policy over a trace or a scenario",
+        description="One run of one policy over a trace or a scenario: prints a summary; with --out also writes every"
+        " request and every batch.",
+        epilog="exit codes: 0 done, 1 a bug, 2 bad input, 3 input or output failed, 130 interrupted",
+        allow_abbrev=False,
+    )
+    add.set_defaults(run=_simulate)
+    what = add.add_argument_group("workload and system")
+    what.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="CSV, plain or gzip, with columns arrival_s,prompt_tokens,output_tokens, or Azure's of 2023. All of it is"
+        " run and measured. Without --scenario: default service, SLO and one worker, unlimited KV memory",
+    )
+    what.add_argument("--scenario", metavar="NAME|TOML", help="a shipped scenario, or a file that ends with .toml")
+    what.add_argument("--seed", type=_integer(0, 2**63 - 1), default=0, help="of the workload and the service noise")
+    what.add_argument(
+        "--time-scale",
+        type=_number(0, 1e9, above=True),
+        metavar="F",
+        help="multiply a trace's times (2: half its rate)",
+    )
+    what.add_argument(
+        "--load", type=_number(0, 10, above=True), metavar="F", help="rate of a scenario as a share of its capacity"
+    )
+    what.add_argument("--service", metavar="C,A,B0|PRESET", help="setup ms, ms per token, free tokens: 45.5,0.30,64")
+    what.add_argument("--kv-blocks", type=_integer(1, 100_000_000), metavar="N", help="KV blocks of each worker")
+    what.add_argument(
+        "--kv-watermark", type=_number(0, 0.999), metavar="F", help="share kept free at admission, not the policy's own"
+    )
+    what.add_argument("--workers", type=_integer(1, 64), metavar="N", help="workers that pull from one queue")
+    what.add_argument("--ttft-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TTFT target of every class")
+    what.add_argument("--tbt-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TBT target of every class")
+    how = add.add_argument_group("policy")
+    how.add_argument("--policy", metavar="NAME", default="sarathi", help="see --list-policies (default: sarathi)")
+    how.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="parameters of the policy"
+    )
+    give = add.add_argument_group("output")
+    give.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="write requests.csv.gz, batches.csv.gz, summary.json and scenario.toml here",
+    )
+    give.add_argument("--json", action="store_true", help="print the summary as JSON, in seconds, instead of a table")
+    give.add_argument("--list-policies", action="store_true", help="print every policy and stop")
+    give.add_argument("--list-scenarios", action="store_true", help="print every scenario and service preset and stop")
+    return parser
+
+
+# ---- simulate ------------------------------------------------------------------------------------------------------
+def _simulate(arguments: argparse.Namespace) -> None:
+    console = _console()
+    if arguments.list_policies or arguments.list_scenarios:
+        if arguments.list_policies:
+            _print_policies(console)
+        if arguments.list_scenarios:
+            _print_scenarios(console)
+        return
+    policy, parameters = arguments.policy, parse_parameters(arguments.policy, arguments.set)
+    scenario, requests = _problem(arguments)
+    checked_policy(scenario, policy, parameters)
+    window = EVERYTHING if arguments.trace else (None, None)
+    run = {
+        "policy": policy,
+        "parameters": all_parameters(policy, parameters),
+        "seed": arguments.seed,
+        "scenario": scenario.name,
+        "trace": arguments.trace,
+        "time_scale": (arguments.time_scale or 1.0) if arguments.trace else None,
+    }
+
+    if arguments.out is None:
+        summary = summarise(simulate(scenario, requests, policy, parameters, arguments.seed), scenario, *window)
+    else:
+        with staged_folder(arguments.out) as folder:
+            state = simulate(scenario, requests, policy, parameters, arguments.seed)
+            summary = summarise(state, scenario, *window)
+            write_run(folder, state, scenario, summary, run)
+    if arguments.json:
+        sys.stdout.write(summary_json(summary, run) + "\n")
+    else:
+        _print_summary(console, summary, run, scenario)
+        if arguments.out is not None:
+            console.print(Text(f"\n{', '.join(FILES)} are in {arguments.out}"), soft_wrap=True)
+
+
+def _problem(arguments: argparse.Namespace) -> tuple[Scenario, np.ndarray]:
+    """The scenario with every override, and its requests."""
+    if arguments.trace is None and arguments.scenario is None:
+        raise UserError("simulate: give --trace FILE or --scenario NAME (--list-scenarios shows the names)")
+    if arguments.trace is None and arguments.time_scale is not None:
+        raise UserError("--time-scale: only for a --trace; the rate of a scenario is set with --load")
+    if arguments.trace is not None and arguments.load is not None:
+        raise UserError("--load: only for a --scenario without a --trace; use --time-scale")
+    scenario = _system(arguments)
+    if arguments.trace is None:
+        return scenario, draw_workload(scenario, arguments.seed)
+    scale = 1.0 if arguments.time_scale is None else arguments.time_scale
+    requests = read_trace(arguments.trace, scale, scenario.slo, arguments.seed)
+    last_s = float(requests["arrival_s"].max()) if len(requests) else 0.0
+    if last_s >= TRACE_HORIZON_S:
+        raise UserError(f"{arguments.trace}: arrival_s: expected less than {TRACE_HORIZON_S:g} s, got {last_s:g}")
+    until_s = float(np.nextafter(max(last_s, 1e-6), math.inf))
+    episode = EpisodeSettings(warmup_s=0.0, arrivals_s=until_s, horizon_s=TRACE_HORIZON_S)
+    return scenario.model_copy(update={"episode": episode}), requests
+
+
+def _system(arguments: argparse.Namespace) -> Scenario:
+    if arguments.scenario is not None:
+        scenario = load_scenario(arguments.scenario)
+    else:
+        scenario = Scenario(name="trace", system=SystemSettings(max_running=TRACE_SLOTS))
+    changes: dict[str, Any] = {
+        path: value
+        for path, value in (
+            ("workload.load", arguments.load),
+            ("system.kv.blocks", arguments.kv_blocks),
+            ("system.kv.watermark", arguments.kv_watermark),
+            ("system.workers", arguments.workers),
+        )
+        if value is not None
+    }
+    if arguments.service is not None:
+        service = service_from_text(arguments.service)
+        for name in ("setup_ms", "per_token_ms", "free_tokens"):
+            changes[f"system.service.{name}"] = getattr(service, name)
+    targets = {"ttft_ms": arguments.ttft_ms, "tbt_ms": arguments.tbt_ms}
+    targets = {name: value for name, value in targets.items() if value is not None}
+    if targets:
+        changes["slo.classes"] = [{**c.model_dump(), **targets} for c in scenario.slo.classes]
+    return with_changes(scenario, changes) if changes else scenario
+
+
+# ---- what is printed -----------------------------------------------------------------------------------------------
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `main`: rich would exit with 1, our code for a bug
+
+
+def _console() -> Console:
+    console = _Console(highlight=False)
+    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    return console
+
+
+def _figure(value: float, factor: float = 1.0, digits: int = 1) -> str:
+    return "-" if math.isnan(value) else f"{value * factor:,.{digits}f}"
+
+
+def _print_summary(console: Console, s: Summary, run: dict[str, Any], scenario: Scenario) -> None:
+    """Title, times, and everything else in two columns."""
+    given = " ".join(f"{name}={str(value).lower()}" for name, value in run["parameters"].items())
+    console.print(Text(f"{run['policy']} {given}".strip(), "bold"))
+    console.print(Text(f"on {run['trace'] or run['scenario']}, seed {run['seed']}"))
+    if s.unstable:
+        console.print(Text("unstable: the backlog grew through the whole window; the figures depend on its length"))
+    times = Table("time", "unit", *("mean", "p50", "p95", "p99", "max"), box=None, pad_edge=False, padding=(0, 2))
+    for column in times.columns[2:]:
+        column.justify = "right"
+    for label, name, unit, factor in (
+        ("TTFT", "ttft", "ms", 1e3),
+        ("TBT (every gap)", "tbt", "ms", 1e3),
+        ("TPOT (per request)", "tpot", "ms", 1e3),
+        ("E2E", "e2e", "s", 1.0),
+        ("queueing delay", "queueing", "s", 1.0),
+    ):
+        values = [getattr(s, f"{name}_{which}_s", math.nan) for which in ("mean", "p50", "p95", "p99", "max")]
+        times.add_row(label, unit, *(_figure(value, factor, 1 if unit == "ms" else 2) for value in values))
+    console.print()
+    console.print(times)
+    console.print()
+    targets = ", ".join(f"{c.ttft_ms:g} / {c.tbt_ms:g}" for c in scenario.slo.classes)
+    rows = [
+        ("requests measured", f"{s.num_requests:,}", "requests/s finished", _figure(s.requests_per_s, digits=3)),
+        ("finished", f"{s.finished:,}", "tokens/s, prompt and output", _figure(s.tokens_per_s)),
+        ("unfinished", f"{s.unfinished:,}", "tokens/s, output", _figure(s.output_tokens_per_s)),
+        ("rejected", f"{s.rejected:,}", "makespan (s)", _figure(s.makespan_s, digits=2)),
+        ("TTFT / TBT target (ms)", targets, "utilisation (%)", _figure(s.utilisation, 100, 2)),
+        (f"SLO met, rule {s.slo_rule} (%)", _figure(s.slo_attainment, 100, 2), "batches", f"{s.num_batches:,}"),
+        ("  rule max (%)", _figure(s.slo_attainment_max, 100, 2), "tokens a batch", _figure(s.mean_batch_tokens)),
+        ("  rule p99 (%)", _figure(s.slo_attainment_p99, 100, 2), "requests a batch", _figure(s.mean_batch_requests)),
+        (
+            "  rule deadline (%)",
+            _figure(s.slo_attainment_deadline, 100, 2),
+            "prefill tokens (%)",
+            _figure(s.prefill_share, 100, 2),
+        ),
+        (
+            "TTFT met (%)",
+            _figure(s.ttft_attainment, 100, 2),
+            "mean queue (requests)",
+            _figure(s.mean_num_waiting, 1, 2),
+        ),
+        (
+            "goodput (requests/s)",
+            _figure(s.goodput_per_s, digits=3),
+            "KV used, mean / max (%)",
+            f"{_figure(s.kv_used_mean, 100)} / {_figure(s.kv_used_max, 100)}",
+        ),
+        ("without a first token", f"{s.num_without_first_token:,}", "evictions", f"{s.evictions:,}"),
+    ]
+    other = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for justify in ("left", "right", "left", "right"):
+        other.add_column(justify=justify)
+    for row in rows:
+        other.add_row(*row)
+    console.print(other)
+
+
+def _print_policies(console: Console) -> None:
+    for name in POLICIES:
+        info = policy_info(name)
+        console.print(Text(name, "bold"))
+        _print_prose(console, info.summary)
+        for parameter in info.parameters:
+            kind = getattr(parameter.kind, "__name__", None)
+            kind = kind if isinstance(parameter.kind, type) else 'int or "slo"'
+            console.print(Text(f"  --set {parameter.name}={str(parameter.default).lower()}  ({kind})"))
+        _print_prose(console, info.rule)
+        console.print()
+
+
+def _print_prose(console: Console, text: str) -> None:
+    """Fills paragraphs anew; one begins after an empty line and with a capital word and a colon, such as "Source:"."""
+    for paragraph in re.split(r"\n\s*\n|\n(?=[A-Z][a-z]+: )", text.strip()):
+        filled = textwrap.wrap(" ".join(paragraph.split()), console.width - 2, break_long_words=False)
+        console.print(Text("\n".join(f"  {line}" for line in filled)), soft_wrap=True)
+
+
+def _print_scenarios(console: Console) -> None:
+    for name in scenario_names():
+        scenario = load_scenario(name)
+        console.print(Text(name, "bold"))
+        _print_prose(console, scenario.description)
+        console.print()
+    console.print(Text("service presets", "bold"))
+    for name in preset_names():
+        service = service_from_text(name)
+        curve = f"{service.setup_ms:g},{service.per_token_ms:g},{service.free_tokens}"
+        console.print(Text(f"  {name:28s} {curve}"))

@@ -1,0 +1,67 @@
+"""How every command of the package ends: one `error: ...` for what a user did, and an exit code. Knows the errors only.
+
+Exit codes: 0 done, 1 a bug, 2 bad input, 3 input or output failed, 4 a stated requirement was missed, 130 and 143
+stopped by SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from llm_env.errors import InputOutputError, UserError
+
+
+class Terminated(BaseException):
+    """SIGTERM: unfinished files are removed on the way out."""
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code; errors go to stderr, a traceback only for a bug."""
+    with suppress(AttributeError, OSError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[attr-defined]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = run() or 0
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _silence_stdout()
+        return 0
+    except OSError as error:
+        _silence_stdout()
+        return _fail(str(error), InputOutputError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Terminated:
+        return _fail("terminated", 143)
+    except SystemExit as end:  # --help, or wrong usage that the argument parser has explained
+        return end.code if isinstance(end.code, int) else 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _fail(message: str, code: int) -> int:
+    for line in message.splitlines():
+        sys.stderr.write(f"error: {line}\n")
+    return code
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def _silence_stdout() -> None:
+    """What is left in the buffer must not raise again when Python exits."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

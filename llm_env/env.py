@@ -1,0 +1,175 @@
+"""`llm_env/Serving-v0`: one serving system as a Gymnasium environment. A shell: one row of `Systems`, nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from llm_env.actions import BUDGET_LEVELS, DISCRETE_TABLE, NVEC
+from llm_env.config import Scenario
+from llm_env.records import QUEUE_ORDERS
+from llm_env.render import History, render_ansi, render_rgb
+from llm_env.reward import REWARD_TERMS
+from llm_env.spaces import action_space, observation_space, resolve_scenario, resolve_workload
+from llm_env.systems import NUM_TRAINING_SEEDS, Systems
+from llm_env.view import FEATURE_NAMES, FEATURES
+
+PAGE = """
+An LLM serving system, scheduled batch by batch: each step forms one GPU batch.
+
+## Description
+Requests arrive with a prompt to prefill and an unknown number of output tokens to decode. Workers run one batch at a
+time; a batch of b tokens takes S(b) = c + a max(0, b - b0). Whenever a worker is idle and something waits or runs, the
+agent decides how its next batch is formed: how many tokens, how they are shared between prefill and decode, in what
+chunks prompts are cut, and in what order the queue is served. A large batch serves the queue sooner (TTFT) and makes
+every running request wait longer for its next token (TBT). The system, its promises and its traffic are a scenario.
+
+## Action Space
+`action="multidiscrete"` (llm_env/Serving-v0): MultiDiscrete({nvec})
+
+| Num | Level | Values |
+|---|---|---|
+| 0 | token budget, times tau* = b0 + (TBT target - c) / a | {budgets} |
+| 1 | prefill/decode mix | decode: decodes alone, if there are any; half: all decodes, prefill up to half the budget; full: all decodes, prefill up to the budget; prefill-first: prefill, then decodes in what is left |
+| 2 | chunk: most prefill tokens of one prompt | 128, 512, no limit |
+| 3 | queue order | {orders} |
+
+`action="discrete"` (llm_env/ServingDiscrete-v0): Discrete({num_discrete}), a table of useful combinations.
+`action="box"` (llm_env/ServingBox-v0): Box(-1, 1, (4,)), around Moore-Hodgson at tau*: log budget factor, weight of
+deadlines against prefill time, distance of dropped requests, rate margin (`llm_env.actions.to_decision`).
+Every action is valid in every state and none can stop the service. `action_masks()` tells which levels make a
+difference now.
+
+## Observation Space
+Box of {num_features} float32 features of order 1; a slack is the time left until a prefill must start to be on time.
+The true number of output tokens is never among them. Names: `env.unwrapped.feature_names`.
+
+| Num | Feature | Min | Max | Meaning |
+|---|---|---|---|---|
+{features}
+
+## Rewards
+The sum of these terms, each times its weight in the scenario's `[reward]` (default: first_token 1, the others 0) and the
+request's SLO weight; `info["reward_<term>"]` has each.
+
+{rewards}
+
+Steps last from milliseconds to seconds, so discount by exp(-info["dt_s"] / H) rather than per step
+(`llm_env.wrappers.TimeDiscount`, agents in `agents/`).
+
+## Starting State
+`reset(seed=s)` draws the whole workload of seed s before anything is decided, moves to the first decision, and is the
+same for every policy. Without a seed the next episode's seed is drawn from 0 to {last_seed}, the seeds for training.
+
+## Episode End
+Terminated when all arrivals of the episode have been served. Truncated when the clock reaches the scenario's
+`episode.horizon_s`. The last `info` has num_requests, slo_attainment, ttft_attainment, goodput_per_s, ttft_p50_s and
+ttft_p99_s of the measured requests.
+
+## Arguments
+| Argument | Default | Meaning |
+|---|---|---|
+| scenario | "chat" | a shipped scenario's name, a TOML file or a `Scenario` |
+| action | by id | "multidiscrete", "discrete" or "box" |
+| changes | None | settings to change, by dotted paths, {{"workload.load": 0.9}} |
+| load_range | None | (low, high): each episode draws its load |
+| trace | None | a trace file: episodes are windows of it in place of drawn traffic |
+| time_scale | 1.0 | factor on the trace's arrival times |
+| render_mode | None | "ansi" or "rgb_array" |
+
+## Vectorized environment
+`gym.make_vec("llm_env:llm_env/Serving-v0", num_envs=N)` advances N systems in one compiled call; sub-environment i with
+seed s is a single environment with seed s + i. Autoreset NEXT_STEP; `autoreset_mode` in `vector_kwargs` for the others.
+
+## Version History
+- v0: first version.
+"""
+
+
+def _page() -> str:
+    """The documentation of the environment, its tables made from the code's own."""
+    features = (f"| {k} | {name} | {low:g} | {high:g} | {text} |" for k, (name, low, high, text) in enumerate(FEATURES))
+    return PAGE.strip().format(
+        nvec=list(NVEC),
+        budgets=", ".join(f"{level:g}" for level in BUDGET_LEVELS),
+        orders=", ".join(QUEUE_ORDERS),
+        num_discrete=len(DISCRETE_TABLE),
+        num_features=len(FEATURES),
+        features="\n".join(features),
+        rewards="\n".join(f"- {name}: {meaning}" for name, meaning in REWARD_TERMS),
+        last_seed=f"{NUM_TRAINING_SEEDS - 1:,}",
+    )
+
+
+class ServingEnv(gym.Env):
+    __doc__ = _page()
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 10,
+    }
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "chat",
+        action: str = "multidiscrete",
+        changes: dict[str, Any] | None = None,
+        load_range: tuple[float, float] | None = None,
+        trace: str | Path | None = None,
+        time_scale: float = 1.0,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode: expected one of {self.metadata['render_modes']}, got {render_mode!r}")
+        self.scenario = resolve_scenario(scenario, changes)
+        self.observation_space = observation_space()
+        self.action_space = action_space(action)
+        self.render_mode = render_mode
+        self._systems = Systems(
+            self.scenario, 1, action, resolve_workload(self.scenario, load_range, trace, time_scale)
+        )
+        self._all = np.ones(1, np.bool_)
+        self._history: History | None = None
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Name of each entry of the observation."""
+        return FEATURE_NAMES
+
+    def action_masks(self) -> np.ndarray:
+        """(sum(nvec),) bool: the MultiDiscrete levels that make a difference now; all True for the other forms."""
+        return self._systems.masks()[0]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode: with a seed, that seed's workload; without, the next one that the generator draws."""
+        super().reset(seed=seed)
+        episode_seed = int(self.np_random.integers(NUM_TRAINING_SEEDS)) if seed is None else seed
+        self._systems.reset(0, episode_seed)
+        self._history = History() if self.render_mode is not None else None
+        return self._systems.observe(self._all)[0], {"episode_seed": episode_seed}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One decision: forms a batch (or none) on the worker that asks, and moves to the next decision."""
+        systems = self._systems
+        systems.set_actions(np.asarray(action)[None])
+        worker = int(systems.states.system["worker"][0, 0])
+        step = systems.step(self._all)
+        if self._history is not None:
+            self._history.note(systems.state(0), worker)
+        info: dict[str, Any] = {name: values[0].item() for name, values in step.infos.items()}
+        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        if terminated or truncated:
+            info |= systems.outcome(0)
+        return step.observations[0], float(step.rewards[0]), terminated, truncated, info
+
+    def render(self) -> Any:
+        """Text ("ansi") or a (height, width, 3) uint8 picture ("rgb_array") of the present state."""
+        if self.render_mode is None or self._history is None:
+            return None
+        draw = render_ansi if self.render_mode == "ansi" else render_rgb
+        return draw(self._systems.state(0), self._history)

@@ -1,0 +1,96 @@
+"""Writes results so that nothing is ever half there and equal content gives equal bytes. Knows the errors only."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from llm_env.errors import InputOutputError
+
+_ROWS = 100_000  # of a CSV file, written at a time
+
+
+@contextmanager
+def staged_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `out` when the block ends well, and vanish when it does not.
+
+    It is made at once, so that an unwritable place is known before the work begins, and inside `out`, which may be a
+    mount of its own, so that every move is one rename. Files of the same name in `out` are replaced, others stay;
+    folders that were made for nothing are removed.
+
+    Raises:
+        InputOutputError: `out` is a file, it cannot be made or written, or a folder stands where a file should go.
+    """
+    out = Path(out)
+    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    staged = None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
+        yield staged
+        _move_files(staged, out)
+        missing = []
+    except (FileExistsError, NotADirectoryError):
+        raise InputOutputError(f"{out}: is a file or below one, expected a folder") from None
+    except OSError as error:
+        raise InputOutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        for folder in missing:  # the deepest first; not those that somebody else uses by now
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _move_files(staged: Path, out: Path) -> None:
+    moves = [(path, out / path.relative_to(staged)) for path in sorted(staged.rglob("*")) if path.is_file()]
+    for _, target in moves:
+        if target.is_dir():
+            raise InputOutputError(f"{target}: is a folder; a file of this name is to be written")
+    for path, target in moves:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(target)
+
+
+def write_csv(path: Path, columns: Mapping[str, np.ndarray | Sequence[str]]) -> None:
+    """A CSV file with LF line ends; gzip, without name and time in its header, if the name ends with ``.gz``.
+
+    Args:
+        path: of the file.
+        columns: equally long; arrays of numbers, or texts without comma, quote and line end. A float is the shortest
+            text that reads back to the same float; NaN is an empty field.
+    """
+    with path.open("wb") as file:
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
+                _write_rows(packed, columns)
+        else:
+            _write_rows(file, columns)
+
+
+def _write_rows(file, columns: Mapping[str, np.ndarray | Sequence[str]]) -> None:
+    file.write((",".join(columns) + "\n").encode())
+    length = len(next(iter(columns.values())))
+    for start in range(0, length, _ROWS):
+        texts = [_texts(column[start : start + _ROWS]) for column in columns.values()]
+        file.write(("\n".join(map(",".join, zip(*texts, strict=True))) + "\n").encode())
+
+
+def _texts(column: np.ndarray | Sequence[str]) -> list[str]:
+    if not isinstance(column, np.ndarray):
+        return list(column)
+    if column.dtype.kind != "f":
+        return list(map(str, column.tolist()))
+    texts = list(map(repr, column.tolist()))
+    for k in np.flatnonzero(np.isnan(column)).tolist():
+        texts[k] = ""
+    return texts

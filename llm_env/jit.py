@@ -1,0 +1,117 @@
+"""`njit` with a disk cache that cannot return stale code. Knows nothing of the rest of the package.
+
+numba's own cache does not notice edits in imported modules. So the cache folder's name holds a hash of every source
+file of the package and of the policies (but those around them that compiled code cannot reach), numba's version and
+the flags that change the generated code. It lies in the user's cache folder, or, where that cannot be written, in a
+private temporary one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config as numba_config
+
+config: Any = numba_config  # filled from the environment when it is imported, which type checkers cannot see
+IN_PLAIN_PYTHON = bool(config.DISABLE_JIT)  # NUMBA_DISABLE_JIT=1: no compiler, for debugging and for tests
+PACKAGE = Path(__file__).resolve().parent
+CACHED_FOLDERS = (PACKAGE, PACKAGE.parent / "baselines")
+# modules that hold no compiled code and that no compiled module imports (a test sees to it): editing them costs nothing
+_PROGRAMS = (
+    "__main__",
+    "aggregate",
+    "cli",
+    "command",
+    "evaluation",
+    "plots",
+    "provenance",
+    "simulate",
+    "study",
+    "tables",
+)
+_ENVIRONMENTS = ("env", "files", "metrics", "render", "scenarios", "spaces", "systems", "vector", "wrappers")
+SHELLS = frozenset(_PROGRAMS + _ENVIRONMENTS)
+
+
+def source_hash() -> str:
+    """SHA-256 (16 hex digits) over the sources of compiled code, the versions and the code-changing flags."""
+    flags = (config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT)
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags}".encode())
+    for folder in CACHED_FOLDERS:
+        for path in sorted(path for path in folder.rglob("*.py") if path.stem not in SHELLS):
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(folder)} {len(source)}\n".encode() + source)
+    return digest.hexdigest()[:16]
+
+
+def _owned_folder(path: Path) -> bool:
+    """Makes the folder, private to the user; False where that fails or somebody else owns it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            return False
+        with tempfile.TemporaryFile(dir=path):
+            return True
+    except OSError:
+        return False
+
+
+@cache
+def cache_folder() -> str:
+    """Where compiled code is kept: $LLM_ENV_CACHE_DIR, else the user's cache folder, else a temporary one."""
+    name = f"numba-{source_hash()}"
+    candidates = []
+    if os.environ.get("LLM_ENV_CACHE_DIR"):
+        candidates.append(Path(os.environ["LLM_ENV_CACHE_DIR"]))
+    if os.environ.get("XDG_CACHE_HOME"):
+        candidates.append(Path(os.environ["XDG_CACHE_HOME"]) / "llm_env")
+    try:
+        candidates.append(Path.home() / ".cache" / "llm_env")
+    except RuntimeError:
+        pass  # neither HOME nor an entry in the user database
+    for folder in candidates:
+        if _owned_folder(folder / name):
+            return str(folder / name)
+    # The temporary folder is everybody's: whoever owned the outer folder could put code of his own into the inner one.
+    shared = Path(tempfile.gettempdir()) / f"llm_env-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    if _owned_folder(shared) and _owned_folder(shared / name):
+        return str(shared / name)
+    private = tempfile.mkdtemp(prefix="llm_env-")
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return private
+
+
+def njit(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """`numba.njit(cache=True, error_model="numpy")` with the cache in `cache_folder()`."""
+    kwargs.setdefault("cache", True)
+    kwargs.setdefault("error_model", "numpy")
+    if IN_PLAIN_PYTHON:
+        return numba.njit(*args, **kwargs)
+    if len(args) == 1 and not kwargs.get("signature") and callable(args[0]) and not isinstance(args[0], str):
+        return _compile(args[0], (), kwargs)
+    return lambda function: _compile(function, args, kwargs)
+
+
+def _compile(function: Callable[..., Any], signature: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    before = config.CACHE_DIR
+    config.CACHE_DIR = cache_folder()  # numba reads it when it decorates; other packages keep their own
+    try:
+        return numba.njit(*signature, **options)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        return numba.njit(*signature, **{**options, "cache": False})(function)  # typed at a prompt: there is no file
+    finally:
+        config.CACHE_DIR = before

@@ -1,0 +1,232 @@
+"""The waiting queue: one set of requests, kept sorted in several ways at once. Knows the records only.
+
+Each order ranks the requests once, before the run, so a set is a bitmap over ranks. A tree of 32-bit words above it
+finds the next member in at most ceil(log32(n)) steps (4 for a million requests), whatever the backlog. Requests that
+were evicted stand at the front of every order, the last evicted first, and are no members of the sets.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+import numpy as np
+from numba.cpython.unsafe.numbers import trailing_zeros
+
+from llm_env.jit import IN_PLAIN_PYTHON, njit
+from llm_env.records import (
+    BY_DEADLINE,
+    BY_LATEST_START,
+    BY_PROMPT,
+    NUM_BUCKETS,
+    NUM_SETS,
+    SET_ARRIVAL,
+    SET_DEADLINE,
+    SET_FEASIBLE,
+    SET_HOPELESS,
+    SET_LATEST_START,
+    SET_PROMPT,
+    SLACK_EDGES,
+    State,
+)
+
+RATE_FAST_S = 3.0  # time constants of the arrival-rate averages
+RATE_SLOW_S = 20.0
+_EDGES = np.array(SLACK_EDGES)
+
+
+def _lowest_bit(word) -> int:
+    """Position of the lowest bit that is set; word > 0."""
+    word = int(word)
+    return (word & -word).bit_length() - 1
+
+
+def _trailing_zeros(word) -> int:
+    """Position of the lowest bit that is set; word > 0."""
+    return int(trailing_zeros(word))  # pyright: ignore[reportCallIssue] - one machine instruction
+
+
+lowest_bit = _lowest_bit if IN_PLAIN_PYTHON else njit(_trailing_zeros)
+
+
+# ---- bitmap trees --------------------------------------------------------------------------------------------------
+def tree_levels(capacity: int) -> np.ndarray:
+    """Where each level of a bitmap tree over `capacity` members starts, (num_levels + 1,) int64; leaves first."""
+    starts, words = [0], max(1, -(-capacity // 32))
+    while True:
+        starts.append(starts[-1] + words)
+        if words == 1:
+            return np.array(starts, np.int64)
+        words = -(-words // 32)
+
+
+@njit
+def tree_add(tree, levels, member) -> None:
+    """Adds a member. Args: tree: (words,) int64; levels: from `tree_levels`; member: 0 <= member < capacity."""
+    for level in range(levels.shape[0] - 1):
+        word = levels[level] + (member >> 5)
+        before = tree[word]
+        tree[word] = before | (1 << (member & 31))
+        if before != 0:
+            return  # the levels above know this word already
+        member >>= 5
+
+
+@njit
+def tree_remove(tree, levels, member) -> None:
+    """Removes a member."""
+    for level in range(levels.shape[0] - 1):
+        word = levels[level] + (member >> 5)
+        tree[word] &= ~(1 << (member & 31))
+        if tree[word] != 0:
+            return
+        member >>= 5
+
+
+@njit
+def tree_next(tree, levels, member) -> int:
+    """The smallest member >= `member`, -1 if there is none."""
+    level, num_levels = 0, levels.shape[0] - 1
+    while level < num_levels:
+        word = levels[level] + (member >> 5)
+        if word >= levels[level + 1]:
+            return -1
+        rest = tree[word] >> (member & 31)
+        if rest != 0:
+            member += lowest_bit(rest)
+            while level > 0:
+                level -= 1
+                member = (member << 5) + lowest_bit(tree[levels[level] + member])
+            return member
+        member = (member >> 5) + 1
+        level += 1
+    return -1
+
+
+# ---- joining and leaving -------------------------------------------------------------------------------------------
+@njit
+def slack_bucket(state: State, i) -> int:
+    """The slack bucket of waiting request i at the time of the last `pass_time`."""
+    rank = state.rank[BY_LATEST_START - 1, i]
+    bucket = 0
+    while bucket < NUM_BUCKETS - 1 and rank >= state.cursors[bucket]:
+        bucket += 1
+    return bucket
+
+
+@njit
+def join(state: State, i) -> None:
+    """Request i, newly arrived, starts to wait."""
+    system, levels = state.system[0], state.levels
+    by_deadline = state.rank[BY_DEADLINE - 1, i]
+    tree_add(state.sets[SET_ARRIVAL], levels, i)
+    tree_add(state.sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
+    tree_add(state.sets[SET_DEADLINE], levels, by_deadline)
+    tree_add(state.sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
+    bucket = slack_bucket(state, i)
+    if bucket == 0:
+        tree_add(state.sets[SET_HOPELESS], levels, i)
+    else:
+        tree_add(state.sets[SET_FEASIBLE], levels, by_deadline)
+    tokens = state.requests[i].prefill_tokens
+    state.buckets[0, bucket] += 1
+    state.buckets[1, bucket] += tokens
+    system.num_waiting += 1
+    system.waiting_tokens += tokens
+
+
+@njit
+def leave(state: State, i) -> None:
+    """Request i stops waiting. If it was evicted before, it must be the front of the queue."""
+    system, levels = state.system[0], state.levels
+    tokens = state.requests[i].prefill_tokens
+    system.num_waiting -= 1
+    system.waiting_tokens -= tokens
+    if system.num_resumed > 0 and state.resumed[system.num_resumed - 1] == i:
+        system.num_resumed -= 1
+        return
+    by_deadline = state.rank[BY_DEADLINE - 1, i]
+    tree_remove(state.sets[SET_ARRIVAL], levels, i)
+    tree_remove(state.sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
+    tree_remove(state.sets[SET_DEADLINE], levels, by_deadline)
+    tree_remove(state.sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
+    bucket = slack_bucket(state, i)
+    if bucket == 0:
+        tree_remove(state.sets[SET_HOPELESS], levels, i)
+    else:
+        tree_remove(state.sets[SET_FEASIBLE], levels, by_deadline)
+    state.buckets[0, bucket] -= 1
+    state.buckets[1, bucket] -= tokens
+
+
+@njit
+def push_front(state: State, i) -> None:
+    """Evicted request i returns to the front of the queue."""
+    system = state.system[0]
+    state.resumed[system.num_resumed] = i
+    system.num_resumed += 1
+    system.num_waiting += 1
+    system.waiting_tokens += state.requests[i].prefill_tokens
+
+
+# ---- the passing of time -------------------------------------------------------------------------------------------
+@njit
+def pass_time(state: State, now_s) -> None:
+    """Moves waiting requests whose slack has shrunk to lower buckets; each passes each edge once in a run."""
+    order, levels = state.order[BY_LATEST_START - 1], state.levels
+    system = state.system[0]
+    waiting = state.sets[SET_LATEST_START]
+    for edge in range(NUM_BUCKETS - 1):
+        limit_s = now_s + _EDGES[edge] * system.ttft_target_s
+        rank = state.cursors[edge]
+        while rank < system.num_requests and state.requests[order[rank]].latest_start_s < limit_s:
+            if (waiting[levels[0] + (rank >> 5)] >> (rank & 31)) & 1:
+                i = order[rank]
+                tokens = state.requests[i].prefill_tokens
+                state.buckets[0, edge + 1] -= 1
+                state.buckets[1, edge + 1] -= tokens
+                state.buckets[0, edge] += 1
+                state.buckets[1, edge] += tokens
+                if edge == 0:
+                    tree_remove(state.sets[SET_FEASIBLE], levels, state.rank[BY_DEADLINE - 1, i])
+                    tree_add(state.sets[SET_HOPELESS], levels, i)
+            rank += 1
+        state.cursors[edge] = rank
+
+
+@njit
+def count_arrival(system, arrival_s) -> None:
+    """Brings the two arrival-rate averages up to this arrival and adds it."""
+    passed = arrival_s - system.rate_s
+    system.rate_fast = system.rate_fast * exp(-passed / RATE_FAST_S) + 1.0 / RATE_FAST_S
+    system.rate_slow = system.rate_slow * exp(-passed / RATE_SLOW_S) + 1.0 / RATE_SLOW_S
+    system.rate_s = arrival_s
+
+
+# ---- who is next ---------------------------------------------------------------------------------------------------
+@njit
+def head(state: State, which_set) -> int:
+    """The request that stands first: the last evicted, else the first member of the set; -1 if nobody waits."""
+    system = state.system[0]
+    if system.num_resumed > 0:
+        return state.resumed[system.num_resumed - 1]
+    member = tree_next(state.sets[which_set], state.levels, 0)
+    return -1 if member < 0 else member_request(state, which_set, member)
+
+
+@njit
+def member_request(state: State, which_set, member) -> int:
+    """The request behind a member of a set (a rank, or the request itself where the set is by arrival)."""
+    if which_set == SET_ARRIVAL or which_set == SET_HOPELESS:
+        return member
+    if which_set == SET_PROMPT:
+        return state.order[BY_PROMPT - 1, member]
+    if which_set == SET_LATEST_START:
+        return state.order[BY_LATEST_START - 1, member]
+    return state.order[BY_DEADLINE - 1, member]
+
+
+def clear_queue(state: State) -> None:
+    """Empties every set; the ranks stay."""
+    state.sets[:NUM_SETS] = 0
+    state.buckets[:] = 0
+    state.cursors[:] = 0

@@ -1,0 +1,103 @@
+"""The scenarios and service presets that come with the package, by name. Knows only the settings and the errors."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llm_env.config import Scenario, ServiceSettings, describe_problems, read_scenario
+from llm_env.errors import UserError
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() takes more than people mean
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Names of the scenarios that come with the package, sorted."""
+    found = (files("llm_env") / "data" / "scenarios").iterdir()
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml")))
+
+
+def load_scenario(name_or_path: str | Path) -> Scenario:
+    """A scenario by its name, or from a TOML file.
+
+    Args:
+        name_or_path: a path if it is a Path, ends with ``.toml`` or contains a path separator; else a name.
+
+    Raises:
+        UserError: an unknown name (the message lists the known ones), or the file is no valid scenario.
+        InputOutputError: the file cannot be read.
+    """
+    if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
+        return read_scenario(name_or_path)
+    names = scenario_names()
+    if name_or_path not in names:
+        raise UserError(f"scenario: {_unknown(name_or_path, names)}; or give the path of a file that ends with .toml")
+    with as_file(files("llm_env") / "data" / "scenarios" / f"{name_or_path}.toml") as path:
+        return read_scenario(path)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the measured service curves, sorted."""
+    return tuple(sorted(_presets()))
+
+
+def service_from_text(text: str) -> ServiceSettings:
+    """The service time that a short text names.
+
+    Args:
+        text: ``"setup_ms,per_token_ms,free_tokens"`` such as ``"45.5,0.30,64"``, or the name of a preset, of which
+            the linear curve is taken.
+
+    Raises:
+        UserError: neither, or a number is out of range.
+    """
+    if "," not in text:
+        presets = _presets()
+        if text not in presets:
+            raise UserError(f"service: {_unknown(text, presets)}; or give setup_ms,per_token_ms,free_tokens")
+        preset = presets[text]
+        return ServiceSettings(
+            setup_ms=preset["linear_setup_ms"],
+            per_token_ms=preset["linear_per_token_ms"],
+            free_tokens=preset["linear_free_tokens"],
+        )
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3:
+        raise UserError(f'service: expected setup_ms,per_token_ms,free_tokens like "45.5,0.30,64", got "{text}"')
+    for name, part, pattern in zip(
+        ("setup_ms", "per_token_ms", "free_tokens"), parts, (_NUMBER, _NUMBER, _INTEGER), strict=True
+    ):
+        if not pattern.fullmatch(part):
+            what = "an integer" if pattern is _INTEGER else "a number"
+            raise UserError(f'service: {name}: expected {what}, got "{part}"')
+    try:
+        return ServiceSettings(setup_ms=float(parts[0]), per_token_ms=float(parts[1]), free_tokens=int(parts[2]))
+    except ValidationError as error:
+        raise UserError(describe_problems(error, "service")) from None
+
+
+@cache
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("llm_env") / "data" / "presets.toml").read_text(encoding="utf-8"))
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.endswith(".toml") or "/" in text or os.sep in text
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """'unknown name "x" (did you mean "y"?), known: ...'."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f' (did you mean "{close[0]}"?)' if close else ""
+    return f'unknown name "{name}"{hint}, known: {", ".join(names)}'

@@ -1,0 +1,167 @@
+"""The native vector form of `llm_env/Serving-v0`: N systems advanced by one compiled call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from llm_env.config import Scenario
+from llm_env.spaces import action_space, observation_space, resolve_scenario, resolve_workload
+from llm_env.systems import EPISODE_KEYS, NUM_TRAINING_SEEDS, Systems
+from llm_env.view import FEATURE_NAMES
+
+
+class ServingVectorEnv(VectorEnv):
+    """N independent `ServingEnv`: sub-environment i with seed s is a single environment with seed s + i.
+
+    Arguments are those of `ServingEnv`, and:
+
+    Args:
+        num_envs: how many.
+        autoreset_mode: NEXT_STEP (Gymnasium's default: the step after an episode's end resets and ignores the action),
+            SAME_STEP (the step that ends an episode also resets; the last observation is in info["final_obs"]) or
+            DISABLED (reset with options={"reset_mask": ...}).
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
+        "render_modes": [],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: str | Path | Scenario = "chat",
+        action: str = "multidiscrete",
+        changes: dict[str, Any] | None = None,
+        load_range: tuple[float, float] | None = None,
+        trace: str | Path | None = None,
+        time_scale: float = 1.0,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
+        if render_mode is not None:
+            raise ValueError("the vector environment does not render; use gym.make for one that does")
+        self.num_envs = num_envs
+        self.scenario = resolve_scenario(scenario, changes)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = observation_space()
+        self.single_action_space = action_space(action)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        workload = resolve_workload(self.scenario, load_range, trace, time_scale)
+        self._systems = Systems(self.scenario, num_envs, action, workload)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._ended = np.zeros(num_envs, np.bool_)
+        self._all = np.ones(num_envs, np.bool_)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Name of each entry of an observation."""
+        return FEATURE_NAMES
+
+    def action_masks(self) -> np.ndarray:
+        """(num_envs, sum(nvec)) bool: the MultiDiscrete levels that make a difference now."""
+        return self._systems.masks()
+
+    # ---- reset -----------------------------------------------------------------------------------------------------
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts episodes everywhere, or where options["reset_mask"], (num_envs,) bool, says.
+
+        Raises:
+            ValueError: the seeds or the mask do not have num_envs entries.
+        """
+        seeds = [None] * self.num_envs if seed is None else seed
+        if isinstance(seeds, (int, np.integer)):
+            seeds = [int(seeds) + e for e in range(self.num_envs)]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed: expected {self.num_envs} seeds, got {len(seeds)}")
+        which = self._all
+        if options is not None and "reset_mask" in options:
+            which = np.asarray(options["reset_mask"])
+            if which.shape != (self.num_envs,) or which.dtype != np.bool_ or not which.any():
+                raise ValueError(f"reset_mask: expected ({self.num_envs},) bool with a True, got {which!r}")
+        episode_seeds = np.zeros(self.num_envs, np.int64)
+        for e in np.flatnonzero(which):
+            episode_seeds[e] = self._restart(int(e), seeds[e])
+        self._ended &= ~which
+        self._observations = np.where(which[:, None], self._systems.observe(which), getattr(self, "_observations", 0))
+        self._observations = self._observations.astype(np.float32)
+        return self._observations.copy(), {"episode_seed": episode_seeds, "_episode_seed": which.copy()}
+
+    def _restart(self, e: int, seed: int | None) -> int:
+        """A new episode in sub-environment e, seeded as `ServingEnv.reset` does; returns its workload's seed."""
+        rng = self._rngs[e]
+        if seed is not None or rng is None:
+            rng, _ = seeding.np_random(seed)
+            self._rngs[e] = rng
+        episode_seed = int(rng.integers(NUM_TRAINING_SEEDS)) if seed is None else int(seed)
+        self._systems.reset(e, episode_seed)
+        return episode_seed
+
+    # ---- step ------------------------------------------------------------------------------------------------------
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One decision in every sub-environment."""
+        which = self._all
+        restarted: dict[int, int] = {}
+        if self._ended.any():
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise ValueError("an episode has ended: reset it first with options={'reset_mask': ...}")
+            which = ~self._ended
+            restarted = {int(e): self._restart(int(e), None) for e in np.flatnonzero(self._ended)}
+        self._systems.set_actions(actions)
+        step = self._systems.step(which)
+        observations = step.observations
+        infos: dict[str, Any] = {}
+        for name, values in step.infos.items():
+            infos[name], infos[f"_{name}"] = np.where(which, values, 0), which.copy()
+        if restarted:
+            observations[~which] = self._systems.observe(~which)[~which]
+            self._add_seeds(infos, restarted)
+        ended = step.terminated | step.truncated
+        self._ended = ended if self.autoreset_mode != AutoresetMode.SAME_STEP else np.zeros_like(ended)
+        if ended.any():
+            observations = self._end(ended, observations, infos)
+        self._observations = observations
+        return observations.copy(), step.rewards, step.terminated, step.truncated, infos
+
+    def _end(self, ended: np.ndarray, observations: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
+        """Outcomes of the episodes that ended; under SAME_STEP also their last observation and the next one's first."""
+        outcome: dict[str, Any] = {}
+        for key in EPISODE_KEYS:
+            outcome[key], outcome[f"_{key}"] = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        for e in np.flatnonzero(ended):
+            for key, value in self._systems.outcome(int(e)).items():
+                outcome[key][e], outcome[f"_{key}"][e] = value, True
+        if self.autoreset_mode != AutoresetMode.SAME_STEP:
+            infos |= outcome
+            return observations
+        last = np.full(self.num_envs, None, dtype=object)
+        for e in np.flatnonzero(ended):
+            last[e] = observations[e].copy()
+        final = {name: values.copy() for name, values in infos.items()} | outcome
+        for name in list(final):
+            if name.startswith("_"):
+                final[name] = final[name] & ended
+        for name, values in infos.items():  # a sub-environment that ended shows the new episode's info, as single ones
+            values[ended] = False if name.startswith("_") else 0
+        self._add_seeds(infos, {int(e): self._restart(int(e), None) for e in np.flatnonzero(ended)})
+        infos |= {"final_obs": last, "_final_obs": ended.copy(), "final_info": final, "_final_info": ended.copy()}
+        return np.where(ended[:, None], self._systems.observe(ended), observations)
+
+    def _add_seeds(self, infos: dict[str, Any], restarted: dict[int, int]) -> None:
+        seeds, mask = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, np.bool_)
+        for e, seed in restarted.items():
+            seeds[e], mask[e] = seed, True
+        infos |= {"episode_seed": seeds, "_episode_seed": mask}

@@ -1,0 +1,183 @@
+"""A whole workload from one seed: the rate, the random streams, and the REQUEST array of an episode.
+
+Every episode is drawn before a policy acts, from streams that do not depend on each other, so two policies, or two
+settings of one part, meet the same luck. Knows nothing of what the kernel does with the requests.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llm_env.config import Scenario, ServiceSettings, SLOSettings
+from llm_env.errors import UserError
+from llm_env.records import FUTURE, NEVER, REQUEST
+from llm_env.service import batch_seconds, largest_batch
+from llm_env.workload.arrivals import draw_arrivals
+from llm_env.workload.lengths import draw_lengths, mean_length
+
+_ARRIVALS, _PROMPT, _OUTPUT, _CLASSES, _NOISE, _LOAD, _WINDOW = range(
+    7
+)  # spawn keys: never renumber, or every seed changes meaning
+MAX_BUDGET = 1 << 20  # tokens: no batch is thought to be larger
+
+
+class Streams(NamedTuple):
+    """Independent generators of one seed. Service noise has one more per worker, behind `draw_noise`."""
+
+    arrivals: np.random.Generator
+    prompt: np.random.Generator
+    output: np.random.Generator
+    classes: np.random.Generator
+
+
+def streams(seed: int) -> Streams:
+    """The generators of a seed. What one of them drew never changes what another will draw.
+
+    Raises:
+        UserError: the seed is not an integer of at least 0.
+    """
+    return Streams(*(np.random.Generator(_bits(seed, key)) for key in (_ARRIVALS, _PROMPT, _OUTPUT, _CLASSES)))
+
+
+def draw_noise(seed: int, worker: int, start: int, count: int) -> np.ndarray:
+    """Iterations [start, start + count) of the endless service noise of a worker.
+
+    Each draw uses exactly one step of the generator (inversion instead of the ziggurat), so any stretch can be
+    reached at once and a longer table extends a shorter one.
+
+    Returns:
+        float64[count, 2], Exponential of mean 1: column 0 for the setup, column 1 for the per-token term.
+
+    Raises:
+        UserError: the seed is not an integer of at least 0.
+    """
+    bits = _bits(seed, _NOISE, worker)
+    bits.advance(2 * start)
+    return np.random.Generator(bits).standard_exponential((count, 2), method="inv")
+
+
+def slo_budget(service: ServiceSettings, tbt_ms: float, max_running: int) -> float:
+    """The largest batch, in tokens, that is done within the TBT target: `llm_env.service.largest_batch`.
+
+    At least 1, also where the target is below the setup time and no batch can meet it. Where a token costs nothing
+    (per_token_ms = 0) it is `max_running`: any batch is equally long, and at most that many requests decode at once.
+    """
+    cap = max_running if service.per_token_ms == 0.0 else MAX_BUDGET
+    return largest_batch(service.setup_ms, service.per_token_ms, service.free_tokens, tbt_ms, cap)
+
+
+def capacity_tokens_per_s(scenario: Scenario) -> float:
+    """Tokens per second at load 1.0: every worker runs its largest batch within the tightest TBT target.
+
+    capacity = workers * tau / S(tau), where tau is `slo_budget` of the tightest class and S(tau) the time of such a
+    batch. KV memory is not considered: where it binds, less than load 1.0 can be served.
+
+    Raises:
+        UserError: a batch of tau tokens takes no time, so there is no such rate.
+    """
+    system, service = scenario.system, scenario.system.service
+    tau = slo_budget(service, scenario.slo.tightest_tbt_ms, system.max_running)
+    batch_ms = batch_seconds(service.setup_ms, service.per_token_ms, service.free_tokens, tau, 1.0, 1.0)
+    if batch_ms <= 0.0:
+        raise UserError(
+            f"scenario: workload.load: a batch of {tau:g} tokens takes no time, so the capacity is unbounded:"
+            " give workload.rate_per_s instead"
+        )
+    return system.workers * (tau / (batch_ms / 1000.0))
+
+
+def capacity_requests_per_s(scenario: Scenario) -> float:
+    """The request rate that is called load 1.0: `capacity_tokens_per_s` / (E[prompt] + E[output] - 1).
+
+    A request is prompt + output - 1 tokens of work: the last output token is never computed on.
+    """
+    tokens = mean_length(scenario.workload.prompt) + mean_length(scenario.workload.output) - 1.0
+    return capacity_tokens_per_s(scenario) / tokens
+
+
+def request_rate(scenario: Scenario) -> float:
+    """Mean arrivals per second: `workload.rate_per_s`, or `workload.load` times the capacity."""
+    workload = scenario.workload
+    if workload.rate_per_s is not None:
+        return workload.rate_per_s
+    if workload.load is None:
+        raise UserError("scenario: workload: give load or rate_per_s")
+    return workload.load * capacity_requests_per_s(scenario)
+
+
+def draw_load(seed: int, low: float, high: float) -> float:
+    """The load of an episode whose load is random: uniform in [low, high), from a stream of its own."""
+    return float(np.random.Generator(_bits(seed, _LOAD)).uniform(low, high))
+
+
+def draw_start(seed: int, low_s: float, high_s: float) -> float:
+    """Where a window of a trace begins: uniform in [low_s, high_s), from a stream of its own."""
+    return float(np.random.Generator(_bits(seed, _WINDOW)).uniform(low_s, high_s))
+
+
+def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None) -> np.ndarray:
+    """The requests of one episode. The same scenario and seed give the same bytes.
+
+    Request k has the same lengths and class at every load, and a class or a length distribution can be changed
+    without changing the arrivals.
+
+    Args:
+        scenario: lengths, arrivals, classes and duration.
+        seed: of all streams.
+        rate_per_s: mean arrivals per second in place of the scenario's.
+
+    Returns:
+        REQUEST[n] in order of arrival, as they are before the run (see `blank_requests`). It may be empty.
+
+    Raises:
+        UserError: the seed is not an integer of at least 0, or the episode would be too large.
+    """
+    rngs = streams(seed)
+    workload = scenario.workload
+    rate = request_rate(scenario) if rate_per_s is None else rate_per_s
+    arrivals = draw_arrivals(workload.arrivals, rate, scenario.episode.arrivals_s, rngs.arrivals)
+    requests = blank_requests(arrivals.size)
+    requests["arrival_s"] = arrivals
+    requests["prompt_tokens"] = draw_lengths(workload.prompt, arrivals.size, rngs.prompt)
+    requests["output_tokens"] = draw_lengths(workload.output, arrivals.size, rngs.output)
+    assign_classes(requests, scenario.slo, rngs.classes)
+    return requests
+
+
+def blank_requests(n: int) -> np.ndarray:
+    """REQUEST[n] that have not arrived: status FUTURE, no worker, times NEVER, max_tbt_s and predicted_tokens NaN,
+    client and session -1, row = index, weight 1, everything else 0.
+    """
+    requests = np.zeros(n, REQUEST)
+    requests["status"] = FUTURE
+    for field in ("worker", "client", "session"):
+        requests[field] = -1
+    for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s"):
+        requests[field] = NEVER
+    for field in ("max_tbt_s", "predicted_tokens"):
+        requests[field] = np.nan
+    requests["weight"] = 1.0
+    requests["row"] = np.arange(n)
+    return requests
+
+
+def assign_classes(requests: np.ndarray, slo: SLOSettings, rng: np.random.Generator) -> None:
+    """Draws the SLO class of each request by the classes' shares and fills in its targets (seconds) and weight."""
+    if len(slo.classes) > 1:
+        steps = np.cumsum([c.share for c in slo.classes])
+        drawn = np.searchsorted(steps / steps[-1], rng.random(requests.size), side="right")
+    else:
+        drawn = np.zeros(requests.size, np.int64)
+    requests["slo_class"] = drawn
+    requests["ttft_target_s"] = np.array([c.ttft_ms / 1000.0 for c in slo.classes])[drawn]
+    requests["tbt_target_s"] = np.array([c.tbt_ms / 1000.0 for c in slo.classes])[drawn]
+    requests["weight"] = np.array([c.weight for c in slo.classes])[drawn]
+
+
+def _bits(seed: int, *key: int) -> np.random.PCG64:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"seed: expected an integer of at least 0, got {seed!r}")
+    # PCG64 by name, because numpy may change what default_rng means
+    return np.random.PCG64(np.random.SeedSequence(int(seed), spawn_key=key))

@@ -1,0 +1,291 @@
+"""The environments against Gymnasium's and SB3's own checkers, and against each other and the rollout, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import llm_env
+from llm_env.actions import NVEC, decision_from_levels
+from llm_env.config import RewardSettings
+from llm_env.env import ServingEnv
+from llm_env.errors import UserError
+from llm_env.records import policy
+from llm_env.reward import TERM_NAMES
+from llm_env.rollout import rollout
+from llm_env.scenarios import load_scenario
+from llm_env.vector import ServingVectorEnv
+from llm_env.workload import draw_workload
+
+IDS = tuple(llm_env.ENVIRONMENTS)
+SHORT = {"episode.arrivals_s": 12.0, "episode.warmup_s": 2.0, "episode.horizon_s": 30.0}
+RESERVED = {"episode", "final_obs", "final_info", "terminal_observation", "TimeLimit.truncated", "is_success"}
+
+
+def make_single(env_id: str = IDS[0], **kwargs):
+    return gym.make(env_id, changes=kwargs.pop("changes", SHORT), **kwargs)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("scenario", ["chat-bursty", "code"])
+def test_gymnasium_finds_nothing_to_complain_about(env_id, scenario):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make_single(env_id, scenario=scenario).unwrapped)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_stable_baselines_finds_nothing_to_complain_about(env_id):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sb3_check_env(make_single(env_id, scenario="chat-bursty").unwrapped)
+
+
+def test_an_id_works_without_importing_the_package_first():
+    assert gym.make("llm_env:llm_env/Serving-v0").unwrapped.scenario.name == "chat"
+
+
+def test_registering_twice_does_no_harm():
+    import importlib
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(llm_env)
+
+
+def test_the_spec_survives_json():
+    spec = gym.spec("llm_env/Serving-v0")
+    assert gym.envs.registration.EnvSpec.from_json(spec.to_json()) == spec
+
+
+def random_actions(env, count: int, seed: int) -> np.ndarray:
+    env.action_space.seed(seed)
+    return np.array([env.action_space.sample() for _ in range(count)])
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_vector_env_is_n_single_envs_bit_for_bit(env_id):
+    num_envs, steps = 3, 700
+    vector = gym.make_vec(env_id, num_envs=num_envs, scenario="chat-bursty", changes=SHORT, load_range=(0.5, 1.1))
+    singles = [make_single(env_id, scenario="chat-bursty", load_range=(0.5, 1.1)) for _ in range(num_envs)]
+    observations, _ = vector.reset(seed=70)
+    for e, env in enumerate(singles):
+        assert observations[e].tobytes() == env.reset(seed=70 + e)[0].tobytes()
+    actions = random_actions(vector, steps, 5)
+    ended = np.zeros(num_envs, bool)
+    episodes = 0
+    for action in actions:
+        observations, rewards, terminated, truncated, infos = vector.step(action)
+        for e, env in enumerate(singles):
+            if ended[e]:
+                got = (*env.reset(), 0.0, False, False)
+                got = (got[0], got[2], got[3], got[4], got[1])
+            else:
+                got = env.step(action[e])
+            assert observations[e].tobytes() == got[0].tobytes()
+            assert (rewards[e], terminated[e], truncated[e]) == got[1:4]
+            assert {k for k in got[4] if not k.startswith("_")} == {
+                k for k in infos if not k.startswith("_") and infos[f"_{k}"][e]
+            }
+            for key, value in got[4].items():
+                assert infos[key][e] == value
+            ended[e] = got[2] or got[3]
+        episodes += int(ended.sum())
+    assert episodes >= num_envs  # or nothing of autoreset was seen
+
+
+def test_same_step_autoreset_hands_over_the_last_observation():
+    kwargs = {"num_envs": 2, "scenario": "chat-bursty", "changes": SHORT}
+    next_step = ServingVectorEnv(**kwargs)
+    same_step = ServingVectorEnv(**kwargs, autoreset_mode=AutoresetMode.SAME_STEP)
+    action = np.tile([4, 2, 2, 4], (2, 1))
+    next_step.reset(seed=3)
+    same_step.reset(seed=3)
+    for _ in range(2000):
+        left, right = next_step.step(action), same_step.step(action)
+        ended = left[2] | left[3]
+        if ended.any():
+            e = int(np.flatnonzero(ended)[0])
+            assert right[4]["final_obs"][e].tobytes() == left[0][e].tobytes()
+            assert right[4]["final_info"]["slo_attainment"][e] == left[4]["slo_attainment"][e]
+            assert right[4]["_final_info"][e]
+            assert right[0][e].tobytes() == next_step.step(action)[0][e].tobytes()
+            return
+        assert left[0].tobytes() == right[0].tobytes()
+    pytest.fail("no episode ended")
+
+
+def test_disabled_autoreset_waits_for_a_reset():
+    env = ServingVectorEnv(2, "chat-bursty", changes=SHORT, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=3)
+    action = np.tile([4, 2, 2, 4], (2, 1))
+    for _ in range(2000):
+        _, _, terminated, truncated, _ = env.step(action)
+        if (terminated | truncated).any():
+            break
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.step(action)
+    env.reset(seed=9, options={"reset_mask": terminated | truncated})
+    env.step(action)
+
+
+@pytest.mark.parametrize("scenario", ["chat-bursty", "long-context"])
+def test_env_is_the_rollout_bit_for_bit(scenario):
+    """The same random levels, once as actions and once as a policy that reads them from a table."""
+    settings = load_scenario(scenario)
+    env = ServingEnv(settings, changes=SHORT)
+    env.reset(seed=11)
+    levels = np.random.default_rng(0).integers(0, NVEC, (6000, 4))
+    steps, total = 0, 0.0
+    for action in levels:
+        _, reward, terminated, truncated, _ = env.step(action)
+        steps, total = steps + 1, total + reward
+        if terminated or truncated:
+            break
+    else:
+        pytest.fail("no episode ended")
+
+    @policy
+    def from_table(view):
+        b, m, c, o = levels[view.epoch]
+        return decision_from_levels(view.slo_budget, view.num_decodes, b, m, c, o)
+
+    state = rollout(env.scenario, from_table, draw_workload(env.scenario, 11), 11)
+    mine = env._systems.state(0)
+    assert state.system["epoch"][0] == steps
+    n = state.system["num_requests"][0]
+    assert state.requests[:n].tobytes() == mine.requests[:n].tobytes()
+    assert np.isfinite(total)
+
+
+def test_reward_is_the_sum_of_its_named_terms():
+    weights = RewardSettings(first_token=1.0, completion=0.5, token=0.01, queue=0.02)
+    scenario = load_scenario("chat-bursty").model_copy(update={"reward": weights})
+    env = ServingEnv(scenario, changes=SHORT)
+    env.reset(seed=0)
+    seen = dict.fromkeys(TERM_NAMES, 0.0)
+    while True:
+        _, reward, terminated, truncated, info = env.step(np.array([4, 2, 2, 4]))
+        terms = [info[f"reward_{name}"] for name in TERM_NAMES]
+        assert reward == pytest.approx(sum(terms), abs=1e-12)
+        for name, value in zip(TERM_NAMES, terms, strict=True):
+            seen[name] += abs(value)
+        if terminated or truncated:
+            break
+    assert all(value > 0 for value in seen.values()), seen
+
+
+def test_first_token_term_adds_up_to_the_kept_promises():
+    """Over a whole episode +1 and -1 leave the requests whose first token was on time and whose TBT was kept."""
+    env = ServingEnv("chat-bursty", changes=SHORT)
+    env.reset(seed=2)
+    total = 0.0
+    while True:
+        _, _, terminated, truncated, info = env.step(np.array([4, 2, 2, 4]))
+        total += info["reward_first_token"]
+        if terminated or truncated:
+            break
+    requests = env._systems.state(0).requests[: env._systems.state(0).system["num_requests"][0]]
+    kept = (requests["credit"] == 1).sum()
+    assert terminated
+    assert total == kept > 0
+    on_time = requests["first_token_s"] - requests["arrival_s"] <= requests["ttft_target_s"]
+    late = requests["late_gaps"] > (requests["output_tokens"] - 1) // 100
+    assert kept == (on_time & ~late).sum()
+
+
+def test_same_seed_same_bytes_and_another_seed_another_episode():
+    def run(seed: int) -> bytes:
+        env = ServingEnv("chat-bursty", changes=SHORT)
+        first, _ = env.reset(seed=seed)
+        parts = [first.tobytes()]
+        for action in random_actions(env, 150, 1):
+            observation, reward, *_ = env.step(action)
+            parts += [observation.tobytes(), np.float64(reward).tobytes()]
+        return b"".join(parts)
+
+    assert run(5) == run(5)
+    assert run(5) != run(6)
+
+
+def test_horizon_truncates_and_draining_terminates():
+    slow = {"episode.arrivals_s": 10.0, "episode.warmup_s": 0.0, "episode.horizon_s": 10.0}
+    for changes, ends in ((slow, (False, True)), (SHORT | {"workload.load": 0.2}, (True, False))):
+        env = ServingEnv("chat-bursty", changes=changes)
+        env.reset(seed=1)
+        while True:
+            *_, terminated, truncated, info = env.step(np.array([4, 2, 2, 0]))
+            if terminated or truncated:
+                break
+        assert (terminated, truncated) == ends
+        assert 0 <= info["slo_attainment"] <= 1
+
+
+def test_info_has_no_reserved_keys_and_no_nan():
+    env = ServingEnv("chat-bursty", changes=SHORT)
+    env.reset(seed=1)
+    for action in random_actions(env, 2000, 0):
+        *_, terminated, truncated, info = env.step(action)
+        assert not RESERVED & set(info)
+        assert all(value == value for value in info.values())
+        if terminated or truncated:
+            return
+
+
+def test_an_episode_without_requests_ends_at_once():
+    env = ServingEnv("chat", changes=SHORT | {"workload.rate_per_s": 1e-6})
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    _, reward, terminated, truncated, info = env.step(np.array([0, 0, 0, 0]))
+    assert (reward, terminated, truncated, info["num_requests"]) == (0.0, True, False, 0.0)
+
+
+@pytest.mark.parametrize("action", [[8, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 5], [0, 0, 0], [0.5, 0, 0, 0]], ids=str)
+def test_an_action_outside_the_space_is_refused(action):
+    env = ServingEnv("chat", changes=SHORT)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action|broadcast"):
+        env.step(np.array(action))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"scenario": "chatty"}, "chatty"),
+        ({"action": "continuous"}, "action"),
+        ({"changes": {"workload.load": -1.0}}, "workload.load"),
+        ({"changes": {"workload.lod": 1.0}}, "workload.lod"),
+        ({"load_range": (1.0, 0.5)}, "load_range"),
+        ({"trace": "missing.csv"}, "missing.csv"),
+    ],
+)
+def test_a_wrong_argument_is_named(kwargs, words):
+    with pytest.raises(UserError, match=words):
+        ServingEnv(**({"scenario": "chat"} | kwargs))
+
+
+def test_a_trace_gives_episodes_of_real_arrivals(tmp_path):
+    path = tmp_path / "trace.csv"
+    rows = [f"{k * 0.4},{100 + k},{5 + k % 7}" for k in range(200)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    env = ServingEnv("chat", trace=path, changes=SHORT)
+    env.reset(seed=0)
+    requests = env._systems.state(0).requests[: env._systems.state(0).system["num_requests"][0]]
+    assert len(requests) == 30  # 12 s of it
+    assert np.diff(requests["arrival_s"]) == pytest.approx(0.4)
+    assert (np.diff(requests["prompt_tokens"]) == 1).all()
+
+
+def test_feature_names_and_docs_agree_with_the_observation():
+    env = make_single().unwrapped
+    assert len(env.feature_names) == env.observation_space.shape[0] == len(set(env.feature_names))
+    for name in env.feature_names:
+        assert f"| {name} |" in ServingEnv.__doc__
+    for heading in ("Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End"):
+        assert f"## {heading}" in ServingEnv.__doc__

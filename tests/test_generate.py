@@ -1,0 +1,211 @@
+"""The workload of an episode: reproducible, with independent parts, at the rate that its load means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llm_env.config import FixedLength, GeometricLength, Scenario, ServiceSettings, SLOClass, SLOSettings, with_changes
+from llm_env.errors import UserError
+from llm_env.records import FUTURE, REQUEST
+from llm_env.workload import (
+    blank_requests,
+    capacity_requests_per_s,
+    draw_noise,
+    draw_workload,
+    mean_length,
+    request_rate,
+    slo_budget,
+    streams,
+)
+
+TWO_CLASSES = SLOSettings(
+    classes=(
+        SLOClass(name="chat", ttft_ms=1000.0, tbt_ms=100.0, weight=2.0, share=0.3),
+        SLOClass(name="batch", ttft_ms=8000.0, tbt_ms=500.0, share=0.7),
+    )
+)
+FIXED = Scenario().model_copy(
+    update={
+        "workload": Scenario().workload.model_copy(
+            update={"prompt": FixedLength(tokens=300), "output": FixedLength(tokens=101)}
+        )
+    }
+)
+
+
+def test_same_seed_gives_other_bytes():
+    scenario = Scenario(slo=TWO_CLASSES)
+    first, second = draw_workload(scenario, 7), draw_workload(scenario, 7)
+    assert first.dtype == REQUEST
+    assert first.tobytes() == second.tobytes()
+    assert first.tobytes() != draw_workload(scenario, 8).tobytes()
+    assert first.tobytes() == draw_workload(scenario, np.int64(7)).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["poisson", "gamma", "mmpp2"])
+def test_drawing_twice_in_one_process_differs_by_kind_of_arrivals(kind):
+    scenario = with_changes(Scenario(), {"workload.arrivals": {"kind": kind}})
+    requests = draw_workload(scenario, 3)
+    assert requests.tobytes() == draw_workload(scenario, 3).tobytes()
+    assert (np.diff(requests["arrival_s"]) >= 0).all()
+    assert requests["arrival_s"][-1] < scenario.episode.arrivals_s
+
+
+def test_a_change_of_one_part_changes_another():
+    base = Scenario(slo=TWO_CLASSES)
+    base = with_changes(base, {"workload.rate_per_s": 3.0})
+    requests = draw_workload(base, 5)
+    other_output = draw_workload(with_changes(base, {"workload.output": {"kind": "choice"}}), 5)
+    for field in ("arrival_s", "prompt_tokens", "slo_class"):
+        np.testing.assert_array_equal(requests[field], other_output[field])
+    assert (requests["output_tokens"] != other_output["output_tokens"]).any()
+    other_prompt = draw_workload(with_changes(base, {"workload.prompt": {"kind": "geometric", "p": 0.01}}), 5)
+    for field in ("arrival_s", "output_tokens", "slo_class"):
+        np.testing.assert_array_equal(requests[field], other_prompt[field])
+    one_class = draw_workload(base.model_copy(update={"slo": SLOSettings()}), 5)
+    for field in ("arrival_s", "prompt_tokens", "output_tokens"):
+        np.testing.assert_array_equal(requests[field], one_class[field])
+
+
+def test_a_higher_load_meets_other_requests():
+    low = draw_workload(with_changes(Scenario(slo=TWO_CLASSES), {"workload.load": 0.4}), 5)
+    high = draw_workload(with_changes(Scenario(slo=TWO_CLASSES), {"workload.load": 0.8}), 5)
+    assert high.size > low.size
+    for field in ("prompt_tokens", "output_tokens", "slo_class", "weight"):
+        np.testing.assert_array_equal(high[field][: low.size], low[field])
+
+
+def test_streams_of_one_seed_or_of_two_seeds_are_correlated():
+    draws = np.array([rng.random(20_000) for seed in (0, 1) for rng in streams(seed)])
+    correlation = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
+    assert abs(correlation).max() < 5 / np.sqrt(20_000)
+
+
+def test_requests_start_in_the_wrong_state():
+    scenario = Scenario(slo=TWO_CLASSES)
+    requests = draw_workload(scenario, 1)
+    assert (requests["status"] == FUTURE).all()
+    for field in ("worker", "client", "session", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s"):
+        assert (requests[field] == -1).all(), field
+    for field in ("in_batch", "prefill_tokens", "computed_tokens", "emitted_tokens", "blocks", "late_gaps", "credit"):
+        assert (requests[field] == 0).all(), field
+    assert np.isnan(requests["max_tbt_s"]).all()
+    assert np.isnan(requests["predicted_tokens"]).all()
+    np.testing.assert_array_equal(requests["row"], np.arange(requests.size))
+    assert blank_requests(0).shape == (0,)
+
+
+def test_classes_have_the_wrong_shares_or_targets():
+    requests = draw_workload(with_changes(Scenario(slo=TWO_CLASSES), {"workload.rate_per_s": 200.0}), 2)
+    chat = requests["slo_class"] == 0
+    assert chat.mean() == pytest.approx(0.3, abs=5 * np.sqrt(0.21 / requests.size))
+    for rows, ttft, tbt, weight in ((chat, 1.0, 0.1, 2.0), (~chat, 8.0, 0.5, 1.0)):
+        assert (requests["ttft_target_s"][rows] == ttft).all()
+        assert (requests["tbt_target_s"][rows] == tbt).all()
+        assert (requests["weight"][rows] == weight).all()
+
+
+def test_load_one_is_not_the_rate_that_fills_the_workers():
+    """tau = 64 + (150 - 45.5) / 0.3 = 412.33 tokens in 150 ms; 300 + 101 - 1 = 400 tokens of work per request."""
+    assert slo_budget(FIXED.system.service, 150.0, 128) == pytest.approx(412 + 1 / 3)
+    assert capacity_requests_per_s(FIXED) == pytest.approx((412 + 1 / 3) / 0.150 / 400)
+    assert request_rate(FIXED) == pytest.approx(0.8 * capacity_requests_per_s(FIXED))
+    three = with_changes(FIXED, {"system.workers": 3})
+    assert capacity_requests_per_s(three) == pytest.approx(3 * capacity_requests_per_s(FIXED))
+
+
+def test_capacity_ignores_the_tightest_class():
+    scenario = FIXED.model_copy(update={"slo": TWO_CLASSES})
+    tau = 64 + (100 - 45.5) / 0.3
+    assert capacity_requests_per_s(scenario) == pytest.approx(tau / 0.1 / 400)
+
+
+def test_default_scenario_misses_the_capacity_known_from_trials():
+    """3.83 requests/s for prompts of median 400 and outputs of mean 128."""
+    scenario = with_changes(
+        Scenario(), {"workload.output": {"kind": "lognormal", "mu": float(np.log(128) - 0.245), "sigma": 0.7}}
+    )
+    assert capacity_requests_per_s(scenario) == pytest.approx(3.83, rel=0.01)
+
+
+def test_a_target_below_the_setup_time_gives_a_batch_of_no_tokens():
+    assert slo_budget(ServiceSettings(), 20.0, 128) == 1.0
+    impossible = with_changes(FIXED, {"slo.classes": [{"tbt_ms": 20.0}]})
+    assert capacity_requests_per_s(impossible) == pytest.approx(1 / 0.0455 / 400)
+
+
+def test_a_service_without_cost_per_token_divides_by_zero():
+    service = ServiceSettings(setup_ms=50.0, per_token_ms=0.0)
+    assert slo_budget(service, 150.0, 128) == 128.0
+    flat = with_changes(FIXED, {"system.service": {"setup_ms": 50.0, "per_token_ms": 0.0}})
+    assert capacity_requests_per_s(flat) == pytest.approx(128 / 0.05 / 400)
+
+
+def test_an_unbounded_capacity_is_no_clear_error():
+    service = {"setup_ms": 0.0, "per_token_ms": 1e9, "free_tokens": 8}
+    free = with_changes(FIXED, {"system.service": service, "slo.classes": [{"tbt_ms": 1e-9}]})
+    with pytest.raises(UserError, match="takes no time"):
+        capacity_requests_per_s(free)
+
+
+def test_a_stated_rate_is_overruled_by_a_load():
+    scenario = with_changes(Scenario(), {"workload.rate_per_s": 12.5})
+    assert request_rate(scenario) == 12.5
+    sizes = [draw_workload(scenario, seed).size for seed in range(40)]
+    assert np.mean(sizes) == pytest.approx(1500, abs=5 * np.sqrt(1500 / 40))
+
+
+def test_long_run_work_is_not_the_load_times_capacity():
+    scenario = with_changes(Scenario(), {"episode.arrivals_s": 20_000.0, "episode.horizon_s": 20_000.0})
+    requests = draw_workload(scenario, 0)
+    tokens = (requests["prompt_tokens"] + requests["output_tokens"] - 1).sum()
+    per_token_s = 0.150 / slo_budget(scenario.system.service, 150.0, 128)
+    assert tokens * per_token_s / 20_000.0 == pytest.approx(0.8, rel=0.02)
+
+
+def test_an_episode_without_arrivals_fails():
+    quiet = with_changes(Scenario(), {"workload.rate_per_s": 1e-9})
+    assert draw_workload(quiet, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "1", None, True])
+def test_a_bad_seed_is_no_clear_error(seed):
+    with pytest.raises(UserError, match="seed: expected an integer of at least 0"):
+        draw_workload(Scenario(), seed)
+
+
+def test_a_very_large_seed_is_refused():
+    assert draw_workload(Scenario(), 2**200).size > 0
+
+
+def test_a_longer_noise_table_does_not_extend_a_shorter_one():
+    whole = draw_noise(seed=3, worker=1, start=0, count=1000)
+    assert whole.shape == (1000, 2)
+    for cut in (0, 1, 7, 500, 999, 1000):
+        parts = draw_noise(3, 1, 0, cut), draw_noise(3, 1, cut, 1000 - cut)
+        assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+def test_noise_is_not_exponential_of_mean_1():
+    noise = draw_noise(0, 0, 0, 100_000)
+    assert np.isfinite(noise).all()
+    assert (noise >= 0).all()
+    np.testing.assert_allclose(noise.mean(axis=0), 1.0, atol=5 / np.sqrt(100_000))
+    np.testing.assert_allclose(noise.var(axis=0), 1.0, atol=5 * np.sqrt(8 / 100_000))
+    assert abs(np.corrcoef(noise.T)[0, 1]) < 5 / np.sqrt(100_000)
+
+
+def test_workers_or_seeds_share_their_noise():
+    tables = [draw_noise(seed, worker, 0, 5000)[:, 0] for seed in (0, 1) for worker in (0, 1)]
+    correlation = np.corrcoef(tables)[np.triu_indices(4, 1)]
+    assert abs(correlation).max() < 5 / np.sqrt(5000)
+
+
+def test_mean_lengths_of_the_workload_are_not_those_of_its_settings():
+    settings = GeometricLength(p=0.01)
+    scenario = with_changes(
+        Scenario(), {"workload.prompt": {"kind": "geometric", "p": 0.01}, "workload.rate_per_s": 500.0}
+    )
+    drawn = draw_workload(scenario, 0)["prompt_tokens"]
+    assert drawn.mean() == pytest.approx(mean_length(settings), abs=5 * drawn.std() / np.sqrt(drawn.size))

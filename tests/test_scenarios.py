@@ -1,0 +1,159 @@
+"""Shipped scenarios and presets: all valid, feasible as their description says, and found by name or path."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from llm_env.config import Scenario, scenario_to_toml
+from llm_env.errors import InputOutputError, UserError
+from llm_env.scenarios import load_scenario, preset_names, scenario_names, service_from_text
+from llm_env.workload import capacity_requests_per_s, draw_workload, mean_length
+
+NAMES = ("chat", "chat-bursty", "code", "long-context")
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def test_a_shipped_scenario_is_missing():
+    assert scenario_names() == NAMES
+
+
+@each
+def test_a_scenario_has_another_name_or_no_source(name):
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    assert len(scenario.description) > 80
+    assert any(licence in scenario.source for licence in ("CC-BY-4.0", "Apache-2.0"))
+
+
+@each
+def test_the_longest_request_never_fits_in_memory(name):
+    scenario = load_scenario(name)
+    longest = scenario.workload.prompt.max_tokens + scenario.workload.output.max_tokens
+    assert longest <= scenario.system.kv.blocks * scenario.system.kv.block_tokens
+
+
+@each
+def test_an_episode_is_nearly_empty_or_endless(name):
+    sizes = [draw_workload(load_scenario(name), seed).size for seed in range(20)]
+    assert min(sizes) > 40
+    assert max(sizes) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "trace", "tolerance"),
+    [("chat", "azure2023_conv", 0.03), ("code", "azure2023_code", 0.06)],
+)
+def test_mean_lengths_are_far_from_the_trace_they_come_from(shared, name, trace, tolerance):
+    path = shared / "traces" / "public" / f"{trace}.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is absent")
+    requests = np.genfromtxt(path, delimiter=",", names=True)
+    workload = load_scenario(name).workload
+    assert mean_length(workload.prompt) == pytest.approx(requests["prompt_tokens"].mean(), rel=tolerance)
+    assert mean_length(workload.output) == pytest.approx(requests["output_tokens"].mean(), rel=tolerance)
+
+
+def test_chat_and_chat_bursty_differ_in_more_than_their_arrivals():
+    chat, bursty = load_scenario("chat"), load_scenario("chat-bursty")
+    assert chat.system == bursty.system
+    assert chat.slo == bursty.slo
+    assert chat.episode == bursty.episode
+    assert chat.workload.prompt == bursty.workload.prompt
+    assert capacity_requests_per_s(chat) == capacity_requests_per_s(bursty)
+
+
+@pytest.mark.parametrize("name", ["code", "long-context"])
+def test_a_request_alone_cannot_meet_its_targets_though_the_description_says_so(name):
+    """The longest prompt, in batches within the TBT target, is done before the TTFT target."""
+    scenario = load_scenario(name)
+    service, promised = scenario.system.service, scenario.slo.classes[0]
+    per_batch = service.free_tokens + int((promised.tbt_ms - service.setup_ms) / service.per_token_ms)
+    batches = -(-scenario.workload.prompt.max_tokens // per_batch)
+    assert batches * promised.tbt_ms < promised.ttft_ms
+
+
+def test_share_of_chat_prompts_that_cannot_be_on_time_is_not_as_described():
+    prompts = np.concatenate([draw_workload(load_scenario("chat"), seed)["prompt_tokens"] for seed in range(100)])
+    assert 0.005 < (prompts > 6579).mean() < 0.015
+    assert 0.012 < (prompts > 5360).mean() < 0.025
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("chatt", "chat"), ("Chat-Bursty", "chat-bursty"), ("longcontext", "long-context")]
+)
+def test_an_unknown_name_gets_no_hint(wrong, hint):
+    with pytest.raises(UserError) as caught:
+        load_scenario(wrong)
+    assert f'did you mean "{hint}"?' in str(caught.value)
+    assert ", ".join(NAMES) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "..", "zzz", "chat\0", "."])
+def test_a_strange_name_is_no_clear_error(name):
+    with pytest.raises(UserError, match="unknown name"):
+        load_scenario(name)
+
+
+def test_a_file_of_ones_own_is_taken_for_a_name(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text(scenario_to_toml(Scenario(name="mine")))
+    monkeypatch.chdir(tmp_path)
+    for given in (path, str(path), "mine.toml", "./mine.toml"):
+        assert load_scenario(given) == Scenario(name="mine")
+    for absent in ("absent.toml", "./chat", tmp_path / "chat"):
+        with pytest.raises(InputOutputError, match="cannot be read"):
+            load_scenario(absent)
+
+
+def test_a_service_text_is_read_wrongly():
+    service = service_from_text("45.5,0.30,64")
+    assert (service.setup_ms, service.per_token_ms, service.free_tokens) == (45.5, 0.30, 64)
+    assert service_from_text(" 10, .1 ,0 ").per_token_ms == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("45.5,0.3", "expected setup_ms,per_token_ms,free_tokens"),
+        ("45.5,0.3,64,1", "expected setup_ms,per_token_ms,free_tokens"),
+        ("45.5,0.3,64.0", 'free_tokens: expected an integer, got "64.0"'),
+        ("45.5,0.3,-1", "free_tokens: .*at least 0, got -1"),
+        ("-1,0.3,64", "setup_ms: .*at least 0, got -1"),
+        ("nan,0.3,64", 'setup_ms: expected a number, got "nan"'),
+        ("1e999,0.3,64", "setup_ms: "),
+        ("1_0,0.3,64", 'setup_ms: expected a number, got "1_0"'),
+        ("0,0,64", "cannot both be 0"),
+        (",,", 'setup_ms: expected a number, got ""'),
+        ("llama3-70b", 'unknown name "llama3-70b"'),
+        ("llama3-70b-a100", 'did you mean "llama3-70b-a100x'),
+        ("", 'unknown name ""'),
+    ],
+)
+def test_a_bad_service_text_is_no_clear_error(text, message):
+    with pytest.raises(UserError, match=message):
+        service_from_text(text)
+
+
+def test_a_preset_gives_another_curve():
+    service = service_from_text("llama3-70b-a100x4")
+    assert (service.setup_ms, service.per_token_ms, service.free_tokens) == (38.329, 0.179503, 32)
+    assert service == load_scenario("long-context").system.service
+    assert len(preset_names()) == 10
+    for name in preset_names():
+        assert service_from_text(name).setup_ms > 0
+
+
+def test_presets_differ_from_the_measurements_they_come_from(shared):
+    path = shared / "reference" / "service_presets.csv"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is absent")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    measured = sorted(
+        tuple(float(row[f"linear_{f}"]) for f in ("setup_ms", "per_token_ms", "free_tokens")) for row in rows
+    )
+    shipped = sorted((s.setup_ms, s.per_token_ms, float(s.free_tokens)) for s in map(service_from_text, preset_names()))
+    assert shipped == measured

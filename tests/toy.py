@@ -1,0 +1,214 @@
+"""Small systems whose times can be worked out by hand, and the invariants that hold in every state of every system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_env.batching import form_batch
+from llm_env.build import load, new_states, single
+from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
+from llm_env.core import step
+from llm_env.queue import tree_next
+from llm_env.records import (
+    ACTIVE,
+    FINISHED,
+    FUTURE,
+    REJECTED,
+    RUNNING,
+    SET_ARRIVAL,
+    SET_DEADLINE,
+    SET_FEASIBLE,
+    SET_HOPELESS,
+    SET_LATEST_START,
+    SET_PROMPT,
+    SLACK_EDGES,
+    WAITING,
+    Decision,
+    State,
+    snapshot,
+)
+from llm_env.view import make_view
+from llm_env.workload.generate import blank_requests
+
+
+def toy_scenario(
+    workers: int = 1,
+    max_running: int = 8,
+    blocks: int | None = None,
+    block_tokens: int = 4,
+    watermark: float | None = None,
+    setup_ms: float = 10.0,
+    per_token_ms: float = 1.0,
+    free_tokens: int = 0,
+    noise: str = "none",
+    ttft_ms: float = 100.0,
+    tbt_ms: float = 20.0,
+    rule: str = "max",
+    horizon_s: float = 1e6,
+) -> Scenario:
+    """By default S(b) = 10 ms + b x 1 ms, targets of 100 ms and 20 ms, hence an SLO budget of 10 tokens."""
+    service = ServiceSettings(
+        setup_ms=setup_ms,
+        per_token_ms=per_token_ms,
+        free_tokens=free_tokens,
+        setup_noise=noise,
+        per_token_noise=noise,
+    )
+    kv = KVSettings(blocks=blocks, block_tokens=block_tokens, watermark=watermark)
+    return Scenario(
+        system=SystemSettings(workers=workers, max_running=max_running, service=service, kv=kv),
+        slo=SLOSettings(rule=rule, classes=(SLOClass(ttft_ms=ttft_ms, tbt_ms=tbt_ms),)),
+        episode=EpisodeSettings(arrivals_s=min(1e3, horizon_s), warmup_s=0.0, horizon_s=horizon_s),
+    )
+
+
+def toy_requests(
+    rows: Sequence[tuple[float, int, int]], scenario: Scenario, ttft_s: Sequence[float] | None = None
+) -> np.ndarray:
+    """REQUEST of (arrival_s, prompt_tokens, output_tokens) in order of arrival, with the first class's targets."""
+    requests = blank_requests(len(rows))
+    for name, column in zip(("arrival_s", "prompt_tokens", "output_tokens"), zip(*rows, strict=True), strict=True):
+        requests[name] = column
+    requests["ttft_target_s"] = scenario.slo.classes[0].ttft_ms / 1e3 if ttft_s is None else ttft_s
+    requests["tbt_target_s"] = scenario.slo.classes[0].tbt_ms / 1e3
+    return requests
+
+
+def toy_state(
+    rows: Sequence[tuple[float, int, int]],
+    ttft_s: Sequence[float] | None = None,
+    seed: int = 0,
+    record: bool = False,
+    **settings,
+) -> State:
+    """One loaded system at its first decision; `settings` are those of `toy_scenario`."""
+    scenario = toy_scenario(**settings)
+    requests = toy_requests(rows, scenario, ttft_s)
+    return single(load(new_states(scenario, 1, len(rows), record), 0, requests, seed))
+
+
+def formed(state: State, d: Decision, worker: int = 0) -> list[tuple[int, int]]:
+    """(request, tokens) of the batch that a decision would form; the state stays as it is."""
+    copy = snapshot(state)
+    form_batch(copy, worker, d)
+    return batch_of(copy, worker)
+
+
+def batch_of(state: State, worker: int = 0) -> list[tuple[int, int]]:
+    size = int(state.workers[worker]["batch_size"])
+    return [(int(i), int(tokens)) for i, tokens in state.batch[worker, :size]]
+
+
+def running_of(state: State, worker: int = 0) -> list[int]:
+    return [int(i) for i in state.running[worker, : state.workers[worker]["num_running"]]]
+
+
+def run(state: State, decide, max_steps: int = 5000) -> int:
+    """Lets a policy decide until the end; how many steps that took. Fails if it takes too many."""
+    steps = 0
+    while state.system[0]["phase"] == ACTIVE:
+        assert steps < max_steps, "the policy does not drain the system"
+        step(state, decide(make_view(state)))
+        steps += 1
+    return steps
+
+
+# ---- invariants ----------------------------------------------------------------------------------------------------
+def members(state: State, which_set: int) -> list[int]:
+    """All members of one of the state's sets, in order."""
+    found, member = [], tree_next(state.sets[which_set], state.levels, 0)
+    while member >= 0:
+        found.append(int(member))
+        member = tree_next(state.sets[which_set], state.levels, member + 1)
+    return found
+
+
+def check_counts(state: State) -> None:
+    """Arrivals = finished + running + waiting + rejected, and whoever has a status is where it says."""
+    s, n = state.system[0], int(state.system[0]["num_requests"])
+    q = state.requests[:n]
+    arrived, status = int(s["next_arrival"]), q["status"]
+    assert (status[arrived:] == FUTURE).all()
+    assert not (status[:arrived] == FUTURE).any()
+    counts = {k: int((status == k).sum()) for k in (WAITING, RUNNING, FINISHED, REJECTED)}
+    assert sum(counts.values()) == arrived
+    assert counts[WAITING] == s["num_waiting"]
+    assert counts[FINISHED] == s["num_finished"]
+    assert counts[REJECTED] == s["num_rejected"]
+    assert (q["arrival_s"][:arrived] <= s["now_s"]).all()
+    assert (q["arrival_s"][arrived:] > s["now_s"]).all()
+    listed = [i for w in range(len(state.workers)) for i in running_of(state, w)]
+    assert len(listed) == len(set(listed)), "a request is in two running lists"
+    assert sorted(listed) == [int(i) for i in np.flatnonzero(status == RUNNING)]
+    assert (q["emitted_tokens"] <= q["output_tokens"]).all()
+    assert (q["computed_tokens"] <= q["prompt_tokens"] + q["output_tokens"] - 1).all()
+    assert (q["emitted_tokens"][status == FINISHED] == q["output_tokens"][status == FINISHED]).all()
+
+
+def check_workers(state: State) -> None:
+    """KV blocks add up, batches add up, a request is in at most one batch and there at most once."""
+    s, q = state.system[0], state.requests[: state.system[0]["num_requests"]]
+    in_batch = np.zeros(len(q), np.int64)
+    for w in range(len(state.workers)):
+        worker, ids = state.workers[w], running_of(state, w)
+        mine = q[ids]
+        assert (mine["worker"] == w).all()
+        partial = mine["computed_tokens"] < mine["prefill_tokens"]
+        assert worker["num_partial"] == partial.sum()
+        assert worker["num_running"] <= s["max_running"]
+        assert worker["free_blocks"] >= 0
+        assert worker["free_blocks"] + mine["blocks"].sum() == s["kv_blocks"]
+        assert (mine["blocks"] * s["block_tokens"] >= mine["computed_tokens"]).all()
+        if not worker["busy"]:
+            continue
+        batch = batch_of(state, w)
+        for i, tokens in batch:
+            in_batch[i] += 1
+            assert i in ids
+            left = int(q[i]["prefill_tokens"] - q[i]["computed_tokens"])
+            assert 1 <= tokens <= max(1, left), "more than one decode, or more prefill than is left"
+            assert q[i]["blocks"] * s["block_tokens"] >= q[i]["computed_tokens"] + tokens
+        prefill = [tokens for i, tokens in batch if q[i]["computed_tokens"] < q[i]["prefill_tokens"]]
+        assert worker["batch_tokens"] == sum(tokens for _, tokens in batch)
+        assert worker["batch_prefill"] == sum(prefill)
+        assert worker["batch_prompts"] == len(prefill)
+    assert (q["in_batch"] == in_batch).all(), "a request is in two batches, or in_batch forgets one"
+    assert (q["blocks"][q["status"] != RUNNING] == 0).all()
+
+
+def check_queue(state: State) -> None:
+    """Sets, slack buckets and sums of the queue equal what a look at every request says."""
+    s, n = state.system[0], int(state.system[0]["num_requests"])
+    q = state.requests[:n]
+    waiting = [int(i) for i in np.flatnonzero(q["status"] == WAITING)]
+    resumed = [int(i) for i in state.resumed[: s["num_resumed"]]]
+    assert len(set(resumed)) == len(resumed)
+    assert set(resumed) <= set(waiting)
+    assert s["waiting_tokens"] == q["prefill_tokens"][waiting].sum()
+    plain = [i for i in waiting if i not in resumed]
+    slack_s = q["latest_start_s"] - s["now_s"]
+    feasible = [i for i in plain if slack_s[i] >= 0]
+    for which_set, expected, key in (
+        (SET_ARRIVAL, plain, np.arange(n)),
+        (SET_HOPELESS, [i for i in plain if slack_s[i] < 0], np.arange(n)),
+        (SET_PROMPT, plain, q["prompt_tokens"]),
+        (SET_DEADLINE, plain, q["arrival_s"] + q["ttft_target_s"]),
+        (SET_LATEST_START, plain, q["latest_start_s"]),
+        (SET_FEASIBLE, feasible, q["arrival_s"] + q["ttft_target_s"]),
+    ):
+        rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
+        assert members(state, which_set) == sorted(int(rank[i]) for i in expected)
+    edges = np.array(SLACK_EDGES) * s["ttft_target_s"]
+    buckets = np.zeros_like(state.buckets)
+    for i in plain:
+        bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)
+        buckets[:, bucket] += (1, q[i]["prefill_tokens"])
+    assert (state.buckets == buckets).all()
+
+
+def check_all(state: State) -> None:
+    check_counts(state)
+    check_workers(state)
+    check_queue(state)
