@@ -22,12 +22,17 @@ class Terminated(BaseException):
     """SIGTERM: unfinished files are removed on the way out."""
 
 
+_stopped_by: list[int] = []
+
+
 def exit_code(run: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code; errors go to stderr, a traceback only for a bug."""
+    _stopped_by.clear()
     with suppress(AttributeError, OSError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[attr-defined]
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)  # also where a parent had it ignored
     try:
         code = run() or 0
         sys.stdout.flush()
@@ -57,8 +62,15 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _terminate(*_: Any) -> NoReturn:
-    raise Terminated
+def _stop(number: int, _: Any) -> NoReturn:
+    _stopped_by.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def check_stopped() -> None:
+    """Raises what a signal raised before, in case that was lost in a callback of compiled code. For long loops."""
+    if _stopped_by:
+        _stop(_stopped_by[-1], None)
 
 
 def _silence_stdout() -> None:

@@ -140,7 +140,7 @@ class ServingEnv(gym.Env):
         return FEATURE_NAMES
 
     def action_masks(self) -> np.ndarray:
-        """(sum(nvec),) bool: the MultiDiscrete levels that make a difference now; all True for the other forms."""
+        """The actions that make a difference now, bool: one row of `llm_env.systems.Systems.masks`."""
         return self._systems.masks()[0]
 
     def reset(

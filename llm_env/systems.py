@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_env.actions import ACTION_KINDS, BOX, DISCRETE, DISCRETE_TABLE, MASK_LENGTH, NVEC
+from llm_env.actions import ACTION_KINDS, BOX, BOX_NAMES, DISCRETE, DISCRETE_TABLE, MASK_LENGTH, NVEC
 from llm_env.build import load, new_states, single
 from llm_env.config import Scenario
 from llm_env.errors import UserError
@@ -77,6 +77,7 @@ class Systems:
         self.workload = workload or drawn_from(scenario)
         self.seeds = np.zeros(num_envs, np.int64)
         self.states = new_states(scenario, num_envs, 256, record)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._weights = reward_weights(scenario.reward)
         self._integers = np.zeros((num_envs, 4), np.int64)
         self._floats = np.zeros((num_envs, 4), np.float64)
@@ -86,6 +87,21 @@ class Systems:
         """Starts a new episode in system e with the workload and noise of a seed."""
         self.seeds[e] = seed
         self.states = load(self.states, e, self.workload(seed), seed)
+
+    def restart(self, e: int, seed: int | None) -> int:
+        """Starts an episode as `ServingEnv.reset` does: with a seed, that workload, and a new stream of episodes.
+
+        Without a seed the workload's seed is the next one of system e's stream, from 0 to NUM_TRAINING_SEEDS - 1.
+
+        Returns:
+            The seed of the workload.
+        """
+        rng = self._rngs[e]
+        if seed is not None or rng is None:
+            rng = self._rngs[e] = np.random.default_rng(seed)  # the generator that gymnasium.Env has
+        episode_seed = int(rng.integers(NUM_TRAINING_SEEDS)) if seed is None else int(seed)
+        self.reset(e, episode_seed)
+        return episode_seed
 
     def observe(self, which: np.ndarray) -> np.ndarray:
         """Features of the systems in the mask `which`, (num_envs, NUM_FEATURES) float32, zero elsewhere."""
@@ -154,9 +170,18 @@ class Systems:
         return Step(observations, rewards, which & (phase == DRAINED), which & (phase == HORIZON), infos)
 
     def masks(self) -> np.ndarray:
-        """(num_envs, MASK_LENGTH) bool: which MultiDiscrete levels make a difference (`llm_env.actions`)."""
+        """Which actions make a difference now (`llm_env.actions.mask_actions`), bool.
+
+        Returns:
+            (num_envs, MASK_LENGTH) of the MultiDiscrete levels; (num_envs, 18) of the Discrete combinations, allowed
+            where all their levels are; (num_envs, 4) of True for Box.
+        """
+        if self.kind == BOX:
+            return np.ones((self.num_envs, len(BOX_NAMES)), np.bool_)
         masks = np.ones((self.num_envs, MASK_LENGTH), np.bool_)
         mask_all(self.states, masks)
+        if self.kind == DISCRETE:
+            return np.all(masks[:, _DISCRETE_LEVELS], axis=2)
         return masks
 
     # ---- looking ---------------------------------------------------------------------------------------------------
@@ -178,6 +203,7 @@ class Systems:
 
 
 _NVEC = np.array(NVEC)
+_DISCRETE_LEVELS = np.array(DISCRETE_TABLE) + np.concatenate([[0], np.cumsum(NVEC)[:-1]])  # places in the masks
 EPISODE_KEYS = ("num_requests", "slo_attainment", "ttft_attainment", "goodput_per_s", "ttft_p50_s", "ttft_p99_s")
 
 

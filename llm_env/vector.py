@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_env.config import Scenario
 from llm_env.spaces import action_space, observation_space, resolve_scenario, resolve_workload
-from llm_env.systems import EPISODE_KEYS, NUM_TRAINING_SEEDS, Systems
+from llm_env.systems import EPISODE_KEYS, Systems
 from llm_env.view import FEATURE_NAMES
 
 
@@ -60,7 +59,6 @@ class ServingVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         workload = resolve_workload(self.scenario, load_range, trace, time_scale)
         self._systems = Systems(self.scenario, num_envs, action, workload)
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._ended = np.zeros(num_envs, np.bool_)
         self._all = np.ones(num_envs, np.bool_)
 
@@ -70,7 +68,7 @@ class ServingVectorEnv(VectorEnv):
         return FEATURE_NAMES
 
     def action_masks(self) -> np.ndarray:
-        """(num_envs, sum(nvec)) bool: the MultiDiscrete levels that make a difference now."""
+        """(num_envs, ...) bool: the actions that make a difference now (see `llm_env.systems.Systems.masks`)."""
         return self._systems.masks()
 
     # ---- reset -----------------------------------------------------------------------------------------------------
@@ -94,21 +92,11 @@ class ServingVectorEnv(VectorEnv):
                 raise ValueError(f"reset_mask: expected ({self.num_envs},) bool with a True, got {which!r}")
         episode_seeds = np.zeros(self.num_envs, np.int64)
         for e in np.flatnonzero(which):
-            episode_seeds[e] = self._restart(int(e), seeds[e])
+            episode_seeds[e] = self._systems.restart(int(e), seeds[e])
         self._ended &= ~which
         self._observations = np.where(which[:, None], self._systems.observe(which), getattr(self, "_observations", 0))
         self._observations = self._observations.astype(np.float32)
         return self._observations.copy(), {"episode_seed": episode_seeds, "_episode_seed": which.copy()}
-
-    def _restart(self, e: int, seed: int | None) -> int:
-        """A new episode in sub-environment e, seeded as `ServingEnv.reset` does; returns its workload's seed."""
-        rng = self._rngs[e]
-        if seed is not None or rng is None:
-            rng, _ = seeding.np_random(seed)
-            self._rngs[e] = rng
-        episode_seed = int(rng.integers(NUM_TRAINING_SEEDS)) if seed is None else int(seed)
-        self._systems.reset(e, episode_seed)
-        return episode_seed
 
     # ---- step ------------------------------------------------------------------------------------------------------
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -119,7 +107,7 @@ class ServingVectorEnv(VectorEnv):
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise ValueError("an episode has ended: reset it first with options={'reset_mask': ...}")
             which = ~self._ended
-            restarted = {int(e): self._restart(int(e), None) for e in np.flatnonzero(self._ended)}
+            restarted = {int(e): self._systems.restart(int(e), None) for e in np.flatnonzero(self._ended)}
         self._systems.set_actions(actions)
         step = self._systems.step(which)
         observations = step.observations
@@ -156,7 +144,7 @@ class ServingVectorEnv(VectorEnv):
                 final[name] = final[name] & ended
         for name, values in infos.items():  # a sub-environment that ended shows the new episode's info, as single ones
             values[ended] = False if name.startswith("_") else 0
-        self._add_seeds(infos, {int(e): self._restart(int(e), None) for e in np.flatnonzero(ended)})
+        self._add_seeds(infos, {int(e): self._systems.restart(int(e), None) for e in np.flatnonzero(ended)})
         infos |= {"final_obs": last, "_final_obs": ended.copy(), "final_info": final, "_final_info": ended.copy()}
         return np.where(ended[:, None], self._systems.observe(ended), observations)
 

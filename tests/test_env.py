@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import llm_env
-from llm_env.actions import NVEC, decision_from_levels
+from llm_env.actions import DISCRETE_TABLE, NVEC, decision_from_levels
 from llm_env.config import RewardSettings
 from llm_env.env import ServingEnv
 from llm_env.errors import UserError
@@ -289,3 +289,21 @@ def test_feature_names_and_docs_agree_with_the_observation():
         assert f"| {name} |" in ServingEnv.__doc__
     for heading in ("Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End"):
         assert f"## {heading}" in ServingEnv.__doc__
+
+
+def test_discrete_masks_follow_from_those_of_their_levels():
+    levels, table = (ServingEnv("chat-bursty", action=form, changes=SHORT) for form in ("multidiscrete", "discrete"))
+    levels.reset(seed=3)
+    table.reset(seed=3)
+    start = np.concatenate([[0], np.cumsum(NVEC)[:-1]])
+    seen = set()
+    for _ in range(200):
+        mask = levels.action_masks()
+        expected = [all(mask[start + np.array(entry)]) for entry in DISCRETE_TABLE]
+        assert table.action_masks().tolist() == expected
+        assert any(expected)
+        seen.add(sum(expected))
+        levels.step(np.array(DISCRETE_TABLE[8]))
+        table.step(np.array(8))
+    assert len(seen) > 1
+    assert ServingEnv("chat", action="box").action_masks().all()

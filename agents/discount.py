@@ -1,0 +1,99 @@
+"""Rollout buffers whose advantages discount by time, exp(-dt / H), not by steps, which here last from 45 ms to seconds.
+
+A step that takes dt seconds has the discount that a semi-Markov decision process gives it; lambda still weighs steps.
+Source: Bradtke and Duff, "Reinforcement learning methods for continuous-time Markov decision problems" (NIPS 1994);
+Schulman et al., "High-dimensional continuous control using generalized advantage estimation" (ICLR 2016).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
+
+
+class TimedEnv(Protocol):
+    """What a buffer needs of the environment: durations (seconds) and rewards of its last step, (num_envs,) each."""
+
+    dt_s: np.ndarray
+    rewards: np.ndarray
+
+
+def timed_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    discounts: np.ndarray,
+    goes_on: np.ndarray,
+    last_values: np.ndarray,
+    gae_lambda: float,
+) -> np.ndarray:
+    """GAE with a discount of its own for each step.
+
+    A_t = delta_t + goes_on_t d_t lambda A_{t+1}, where delta_t = r_t + goes_on_t d_t V_{t+1} - V_t.
+
+    Args:
+        rewards, values, discounts: (steps, num_envs); discounts[t] spans from decision t to t + 1.
+        goes_on: (steps, num_envs); 0 where step t ended the episode, else 1.
+        last_values: (num_envs,) value after the last step.
+        gae_lambda: weight of later steps.
+
+    Returns:
+        (steps, num_envs) float32.
+    """
+    advantages = np.zeros_like(rewards)
+    following, next_values = np.zeros_like(last_values), last_values
+    for t in reversed(range(len(rewards))):
+        discount = discounts[t] * goes_on[t]
+        following = rewards[t] + discount * next_values - values[t] + discount * gae_lambda * following
+        advantages[t], next_values = following, values[t]
+    return advantages
+
+
+class _Timed:
+    """What both buffers share. The algorithm's own gamma must be 1: it serves only the value at a horizon's end.
+
+    Args:
+        env: its last step is the one being added.
+        horizon_s: H of the discount exp(-dt / H).
+        reward_scale: factor on all rewards, which brings values to order 1.
+    """
+
+    # of the buffer that this is mixed into
+    rewards: np.ndarray
+    values: np.ndarray
+    episode_starts: np.ndarray
+    gae_lambda: float
+    pos: int
+
+    def __init__(self, *args: Any, env: TimedEnv, horizon_s: float, reward_scale: float = 1.0, **kwargs: Any) -> None:
+        self._env, self._horizon_s, self._scale = env, horizon_s, np.float32(reward_scale)
+        super().__init__(*args, **kwargs)
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.discounts = np.ones_like(self.rewards)
+
+    def add(self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, *args: Any, **kwargs: Any) -> None:
+        discount = np.exp(-self._env.dt_s / self._horizon_s).astype(np.float32)
+        self.discounts[self.pos] = discount
+        paid = self._env.rewards
+        at_horizon = reward - paid  # the value of the last observation, added undiscounted where the horizon came
+        super().add(obs, action, self._scale * paid + discount * at_horizon, *args, **kwargs)  # type: ignore[misc]
+
+    def compute_returns_and_advantage(self, last_values: Any, dones: np.ndarray) -> None:
+        goes_on = 1.0 - np.concatenate((self.episode_starts[1:], dones[None].astype(np.float32)))
+        last = last_values.clone().cpu().numpy().flatten()
+        self.advantages = timed_advantages(
+            self.rewards, self.values, self.discounts, goes_on.astype(np.float32), last, self.gae_lambda
+        )
+        self.returns = self.advantages + self.values
+
+
+class TimedRolloutBuffer(_Timed, RolloutBuffer):
+    """For PPO."""
+
+
+class TimedMaskableRolloutBuffer(_Timed, MaskableRolloutBuffer):
+    """For MaskablePPO."""

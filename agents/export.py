@@ -1,0 +1,229 @@
+"""Trained policies as files: `agent.safetensors` with the weights and `agent.json` with what they mean. Never a pickle.
+
+Reading needs numpy only, runs nothing that it reads, and checks everything before an agent exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_tensors
+from safetensors.numpy import save as tensors_to_bytes
+
+from agents.network import ACTIVATIONS, OUTPUTS, Layer, NumpyAgent
+from llm_env.errors import InputOutputError, UserError
+from llm_env.provenance import versions
+from llm_env.view import FEATURE_NAMES, NUM_FEATURES
+
+FORMAT = 1
+WEIGHTS, MANIFEST = "agent.safetensors", "agent.json"
+MAX_BYTES = 256 * 1024 * 1024  # of either file: a policy of this project has some kilobytes
+MAX_LAYERS, MAX_WIDTH = 16, 8192
+
+
+# ---- from torch ----------------------------------------------------------------------------------------------------
+def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, about: dict[str, Any]) -> NumpyAgent:
+    """The NumpyAgent that decides as a Stable-Baselines3 MlpPolicy does; a copy of its weights.
+
+    Args:
+        policy: ActorCriticPolicy with separate networks for policy and value.
+        action: "multidiscrete", "discrete" or "box".
+        activation: "tanh" or "relu".
+        masked: trained with action masks.
+        about: kept with the agent (scenario, timesteps, ...).
+    """
+    tensors = {
+        name: np.array(tensor.detach().cpu().numpy(), np.float32) for name, tensor in policy.state_dict().items()
+    }
+
+    def layers(network: str, last: str) -> tuple[Layer, ...]:
+        names = [name.removesuffix(".weight") for name in tensors if name.startswith(f"mlp_extractor.{network}.")]
+        names = [name for name in dict.fromkeys(names) if not name.endswith(".bias")]
+        return tuple((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in (*names, last))
+
+    return NumpyAgent(
+        action=action,
+        activation=activation,
+        policy=layers("policy_net", "action_net"),
+        log_std=tensors.get("log_std"),
+        values=layers("value_net", "value_net"),
+        masked=masked,
+        about=about,
+    )
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+def save_agent(agent: NumpyAgent, folder: str | Path) -> None:
+    """Writes an agent to a new folder, or in place of an old one: whole or not at all.
+
+    Raises:
+        InputOutputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for network, layers in (("policy", agent.policy), ("value", agent.values or ())):
+        for k, (weight, bias) in enumerate(layers):
+            tensors[f"{network}.{k}.weight"] = np.ascontiguousarray(weight)
+            tensors[f"{network}.{k}.bias"] = np.ascontiguousarray(bias)
+    if agent.log_std is not None:
+        tensors["log_std"] = agent.log_std
+    weights = tensors_to_bytes(tensors)
+    manifest = {
+        "format": FORMAT,
+        "action": agent.action,
+        "activation": agent.activation,
+        "masked": agent.masked,
+        "policy_layers": [f"policy.{k}" for k in range(len(agent.policy))],
+        "value_layers": None if agent.values is None else [f"value.{k}" for k in range(len(agent.values))],
+        "features": list(FEATURE_NAMES),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "versions": versions(),
+        "about": agent.about,
+    }
+    text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+    try:
+        _write_folder(folder, {WEIGHTS: weights, MANIFEST: text.encode()})
+    except OSError as error:
+        raise InputOutputError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        staged.chmod(0o755)
+        for name, data in files.items():
+            with (staged / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():  # a folder cannot replace one that holds files: the old one steps aside first
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            staged.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+def load_agent(folder: str | Path) -> NumpyAgent:
+    """Reads an agent that `save_agent` wrote, and checks all of it.
+
+    Raises:
+        InputOutputError: a file cannot be read.
+        UserError: a file is damaged, or made for other features; names the file and the field.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder / MANIFEST)
+    place = folder / WEIGHTS
+    data = _read(place)
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise UserError(f"{place}: sha256 differs from that in {MANIFEST}: the file is damaged or was changed")
+    try:
+        tensors = read_tensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: not a safetensors file: {error}") from None
+    action, names = manifest["action"], {*manifest["policy_layers"], *(manifest["value_layers"] or [])}
+    expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    expected |= {"log_std"} if action == "box" else set()
+    if set(tensors) != expected:
+        odd = ", ".join(sorted(set(tensors) ^ expected))
+        raise UserError(f"{place}: its tensors are not those that {MANIFEST} names: {odd}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise UserError(f"{place}: {name}: expected float32, got {tensor.dtype}")
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{place}: {name}: holds NaN or infinite numbers")
+    if action == "box" and tensors["log_std"].shape != (OUTPUTS["box"],):
+        raise UserError(f"{place}: log_std: expected shape ({OUTPUTS['box']},), got {tensors['log_std'].shape}")
+    values = manifest["value_layers"]
+    return NumpyAgent(
+        action=action,
+        activation=manifest["activation"],
+        policy=_layers(place, tensors, manifest["policy_layers"], OUTPUTS[action]),
+        log_std=tensors.get("log_std"),
+        values=None if values is None else _layers(place, tensors, values, 1),
+        masked=manifest["masked"],
+        about=manifest["about"],
+    )
+
+
+def _layers(place: Path, tensors: Mapping[str, np.ndarray], names: list[str], outputs: int) -> tuple[Layer, ...]:
+    """Checks that the layers fit together, from NUM_FEATURES to `outputs`."""
+    layers, width = [], NUM_FEATURES
+    for name in names:
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        if weight.ndim != 2 or weight.shape[1] != width or not 1 <= weight.shape[0] <= MAX_WIDTH:
+            raise UserError(f"{place}: {name}.weight: expected shape (n, {width}), got {weight.shape}")
+        if bias.shape != weight.shape[:1]:
+            raise UserError(f"{place}: {name}.bias: expected shape ({weight.shape[0]},), got {bias.shape}")
+        layers.append((weight, bias))
+        width = weight.shape[0]
+    if width != outputs:
+        raise UserError(f"{place}: {names[-1]}.weight: expected {outputs} rows, got {width}")
+    return tuple(layers)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES} bytes: no agent of this project")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: expected an object, got {type(manifest).__name__}")
+
+    def check(field: str, good: bool, expected: str) -> None:
+        if not good:
+            got = repr(manifest.get(field))
+            raise UserError(f"{path}: {field}: expected {expected}, got {got if len(got) <= 80 else got[:77] + '...'}")
+
+    def is_names(value: Any) -> bool:
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_LAYERS:
+            return False
+        return all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+
+    number = manifest.get("format")
+    check("format", isinstance(number, int) and not isinstance(number, bool) and number == FORMAT, f"{FORMAT}")
+    for field, known in (("action", OUTPUTS), ("activation", ACTIVATIONS)):
+        value = manifest.get(field)
+        check(field, isinstance(value, str) and value in known, f"one of {', '.join(known)}")
+    check("masked", isinstance(manifest.get("masked"), bool), "true or false")
+    check("sha256", isinstance(manifest.get("sha256"), str), "text")
+    check("about", isinstance(manifest.get("about"), dict), "an object")
+    check("policy_layers", is_names(manifest.get("policy_layers")), f"1 to {MAX_LAYERS} different names")
+    values = manifest.get("value_layers")
+    check("value_layers", values is None or is_names(values), f"null or 1 to {MAX_LAYERS} different names")
+    features = manifest.get("features")
+    if features != list(FEATURE_NAMES):
+        raise UserError(f"{path}: features: {_difference(features)}: the agent was made for other observations")
+    return manifest
+
+
+def _difference(features: Any) -> str:
+    if not isinstance(features, list):
+        return "expected a list of names"
+    for k, (mine, theirs) in enumerate(zip(FEATURE_NAMES, features, strict=False)):
+        if mine != theirs:
+            return f"expected {mine!r} at place {k}, got {theirs!r}"
+    return f"expected {NUM_FEATURES} names, got {len(features)}"

@@ -1,0 +1,97 @@
+"""A trained policy as plain numpy arrays: the forward pass of a small MLP, the choice of an action. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llm_env.actions import ACTION_KINDS, BOX, BOX_NAMES, DISCRETE, DISCRETE_TABLE, NVEC
+
+Layer = tuple[np.ndarray, np.ndarray]  # (out, in) weight and (out,) bias, float32
+ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+OUTPUTS = {"multidiscrete": sum(NVEC), "discrete": len(DISCRETE_TABLE), "box": len(BOX_NAMES)}
+_ENDS = np.cumsum(NVEC)
+_SLICES = [slice(int(end) - n, int(end)) for end, n in zip(_ENDS, NVEC, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumpyAgent:
+    """A policy: features in, actions out.
+
+    Attributes:
+        action: "multidiscrete", "discrete" or "box".
+        activation: "tanh" or "relu", after every layer but the last.
+        policy: layers from features to logits (or the means of a box).
+        log_std: (4,) of a box.
+        values: layers from features to the value, None if they were not kept.
+        masked: it was trained with action masks, and `llm_env` runs give them to it.
+        about: the metadata of its file.
+    """
+
+    action: str
+    activation: str
+    policy: tuple[Layer, ...]
+    log_std: np.ndarray | None = None
+    values: tuple[Layer, ...] | None = None
+    masked: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def logits(self, observations: np.ndarray) -> np.ndarray:
+        """(n, number of logits) float32; of a box, the means."""
+        return self._forward(self.policy, observations)
+
+    def value(self, observations: np.ndarray) -> np.ndarray:
+        """(n,) float32 estimates of the discounted reward to come, in the units of the training.
+
+        Raises:
+            ValueError: the value layers were not kept.
+        """
+        if self.values is None:
+            raise ValueError("this agent was kept without its value layers")
+        return self._forward(self.values, observations)[:, 0]
+
+    def _forward(self, layers: tuple[Layer, ...], x: np.ndarray) -> np.ndarray:
+        activation = ACTIVATIONS[self.activation]
+        for weight, bias in layers[:-1]:
+            x = activation(x @ weight.T + bias)
+        weight, bias = layers[-1]
+        return x @ weight.T + bias
+
+    def act(
+        self,
+        observations: np.ndarray,
+        deterministic: bool = True,
+        rng: np.random.Generator | None = None,
+        masks: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Chooses actions.
+
+        Args:
+            observations: (n, NUM_FEATURES) float32.
+            deterministic: the most probable action; else one drawn with rng.
+            rng: needed to draw.
+            masks: (n, number of logits) bool, the levels to choose from.
+
+        Returns:
+            (n, 4) int64 levels, (n,) int64 indices, or (n, 4) float64 within [-1, 1].
+
+        Raises:
+            ValueError: a draw without rng.
+        """
+        if not deterministic and rng is None:
+            raise ValueError("rng: a random action needs a generator")
+        logits = self.logits(observations)
+        kind = ACTION_KINDS.index(self.action)
+        if kind == BOX:
+            if rng is not None and self.log_std is not None and not deterministic:
+                logits = logits + np.exp(self.log_std) * rng.standard_normal(logits.shape)
+            return np.clip(logits.astype(np.float64), -1.0, 1.0)
+        if masks is not None:
+            logits = np.where(masks, logits, -np.inf)
+        if rng is not None and not deterministic:
+            logits = logits + rng.gumbel(size=logits.shape)  # the largest of logits + Gumbel noise is a softmax draw
+        if kind == DISCRETE:
+            return logits.argmax(axis=1)
+        return np.stack([logits[:, part].argmax(axis=1) for part in _SLICES], axis=1)

@@ -1,0 +1,10 @@
+"""Trains a scheduler: `python train.py --help`."""
+
+from __future__ import annotations
+
+import sys
+
+from agents.training import main
+
+if __name__ == "__main__":
+    sys.exit(main())
