@@ -1,0 +1,141 @@
+"""From the cells of a study to its table: means with confidence intervals, and paired differences. Runs nothing.
+
+Every contender met the same requests and the same noise, so differences are taken seed by seed (on a trace run whole,
+block by block) and only then averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_env.metrics import Interval, mean_ci, paired_ci
+from llm_env.records import SLO_RULES
+from llm_env.study import CellResult, Study, sort_cells
+
+AVERAGED = (
+    "goodput_per_s",
+    "ttft_attainment",
+    "ttft_mean_s",
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "tbt_p50_s",
+    "tbt_p99_s",
+    "tbt_max_s",
+    "tpot_mean_s",
+    "e2e_mean_s",
+    "queueing_mean_s",
+    "requests_per_s",
+    "tokens_per_s",
+    "output_tokens_per_s",
+    "utilisation",
+    "mean_batch_tokens",
+    "evictions",
+    "unfinished",
+    "rejected",
+)
+UNSTABLE_SHARE = 0.5  # a row is called unstable if the backlog grew in more than this share of its seeds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender at one load.
+
+    Attributes:
+        attainment: SLO attainment under each rule: mean and half-width of its 95 % t-interval over seeds or blocks.
+        difference: paired difference of the scenario's attainment to the best baseline at this load (None for itself).
+        means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles.
+        unstable: the backlog grew, so that every time and backlog here depends on how long the run was.
+        headline_rule: the scenario's SLO rule.
+    """
+
+    load: float | None
+    contender: str
+    is_agent: bool
+    replications: int
+    num_requests: int
+    attainment: dict[str, Interval]
+    difference: Interval | None
+    means: dict[str, float]
+    unstable: bool
+    headline_rule: str
+
+    @property
+    def headline(self) -> Interval:
+        """Attainment under the scenario's rule."""
+        return self.attainment[self.headline_rule]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results.json; NaN becomes None."""
+        flat: dict[str, Any] = {
+            "load": self.load,
+            "policy": self.contender,
+            "is_agent": self.is_agent,
+            "replications": self.replications,
+            "num_requests": self.num_requests,
+            "unstable": self.unstable,
+        }
+        for rule, interval in self.attainment.items():
+            flat[f"slo_attainment_{rule}"] = _number(interval.mean)
+            flat[f"slo_attainment_{rule}_ci95"] = _number(interval.half_width)
+        flat["difference_to_best_baseline"] = _number(self.difference.mean) if self.difference else None
+        flat["difference_ci95"] = _number(self.difference.half_width) if self.difference else None
+        return flat | {name: _number(value) for name, value in self.means.items()}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
+    """The rows of the table, load by load in the order of the contenders."""
+    cells = sort_cells(study, cells)
+    rows = []
+    for load in study.load_labels():
+        samples = {
+            contender.label: _samples([c for c in cells if c.load == load and c.contender == contender.label])
+            for contender in study.contenders
+        }
+        rule = study.scenario.slo.rule
+        baselines = [c.label for c in study.contenders if not c.agent]
+        best = max(baselines, key=lambda label: samples[label][rule].mean(), default=None)
+        for contender in study.contenders:
+            mine = [c for c in cells if c.load == load and c.contender == contender.label]
+            own = samples[contender.label]
+            compared = best is not None and contender.label != best
+            rows.append(
+                Row(
+                    load,
+                    contender.label,
+                    bool(contender.agent),
+                    len(own[rule]),
+                    sum(c.summary["num_requests"] for c in mine),
+                    {name: mean_ci(values) for name, values in own.items()},
+                    paired_ci(own[rule], samples[best][rule]) if compared and best is not None else None,
+                    {name: _mean([c.summary[name] for c in mine]) for name in AVERAGED},
+                    bool(np.mean([c.summary["unstable"] for c in mine]) > UNSTABLE_SHARE),
+                    rule,
+                )
+            )
+    return rows
+
+
+def best_baseline(rows: list[Row], load: float | None) -> str | None:
+    """The baseline with the highest attainment at a load: the one whose difference is not stated."""
+    found = [row.contender for row in rows if row.load == load and not row.is_agent and row.difference is None]
+    return found[0] if found else None
+
+
+def _samples(cells: list[CellResult]) -> dict[str, np.ndarray]:
+    """The replications of a row under each rule: blocks of the one run of a trace, else seeds."""
+    if cells[0].blocks:
+        return {rule: cells[0].blocks[rule] for rule in SLO_RULES}
+    return {rule: np.array([c.summary[f"slo_attainment_{rule}"] for c in cells]) for rule in SLO_RULES}
+
+
+def _mean(values: list[float]) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("nan")

@@ -1,0 +1,247 @@
+"""`python evaluate.py`: arguments, the study, its tables, and the files it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llm_env.aggregate import Row, aggregate, best_baseline
+from llm_env.command import exit_code
+from llm_env.config import scenario_to_toml
+from llm_env.errors import UserError
+from llm_env.files import staged_folder, write_csv
+from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
+from llm_env.provenance import provenance
+from llm_env.records import NEVER, STATUS_NAMES
+from llm_env.scenarios import load_scenario
+from llm_env.study import (
+    FIRST_REPORTED_SEED,
+    REQUEST_COLUMNS,
+    STANDARD_BASELINES,
+    CellResult,
+    Study,
+    agent_contender,
+    baseline_contender,
+    run_study,
+    sort_cells,
+)
+from llm_env.tables import slo_table, time_table
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compares agents and baselines on identical seeded workloads, or on a real trace.
+
+    Prints SLO attainment with 95 % intervals and paired differences to the best baseline; writes results.json,
+    cells.csv, requests.csv.gz, scenario.toml and plots.
+    """
+
+    agents: tuple[str, ...] = ()
+    """Run folders of train.py, or folders of exported agents."""
+
+    baselines: tuple[str, ...] = ("all",)
+    """"all", "none", or policies, with parameters like sarathi:token_budget=1024,max_running=64 or sarathi:slo."""
+
+    scenario: str = "chat-bursty"
+    """A shipped scenario's name or a TOML file: system, promises, traffic."""
+
+    loads: tuple[float, ...] = ()
+    """Loads to compare at; the scenario's own, or the trace as it is, if none is given."""
+
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 16
+    """How many seeds, each one workload that all policies meet."""
+
+    first_seed: int = FIRST_REPORTED_SEED
+    """The first of them. From 2,000,000 on seeds are for reporting; do not train or tune on these."""
+
+    trace: str | None = None
+    """A trace file to run whole in place of the scenario's traffic; 20 blocks of it take the place of seeds."""
+
+    time_scale: float = 1.0
+    """Factor on the trace's arrival times: 2 halves the rate."""
+
+    out: str = "results/latest"
+    """Folder for the results."""
+
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Parallel processes. The results do not depend on it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command. Returns the exit code (see `llm_env.command.exit_code`)."""
+    return exit_code(lambda: _run(tyro.cli(Arguments, args=argv, prog="evaluate.py")))
+
+
+def _run(arguments: Arguments) -> int:
+    study = make_study(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    with staged_folder(arguments.out) as folder:
+        began = time.monotonic()
+        cells = _run_with_progress(study, arguments.processes)
+        rows = aggregate(study, cells)
+        seconds = time.monotonic() - began
+        print_tables(study, rows, console)
+        write_results(study, rows, cells, folder, arguments, seconds)
+        (folder / "plots").mkdir()
+        draw(study, rows, cells, folder / "plots")
+    console.print(f"{len(cells)} cells in {seconds:.1f} s; results in {arguments.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def make_study(arguments: Arguments) -> Study:
+    """The checked study that the arguments ask for.
+
+    Raises:
+        UserError: an unknown policy, agent or scenario, or a number out of range.
+    """
+    if not 1 <= arguments.seeds <= 1_000_000:
+        raise UserError(f"seeds: expected 1 to 1000000, got {arguments.seeds}")
+    if arguments.first_seed < 0:
+        raise UserError(f"first-seed: expected at least 0, got {arguments.first_seed}")
+    if not 1 <= arguments.processes <= 1024:
+        raise UserError(f"processes: expected 1 to 1024, got {arguments.processes}")
+    for load in arguments.loads:
+        if not (math.isfinite(load) and 0 < load <= 10):
+            raise UserError(f"loads: expected numbers above 0 and up to 10, got {load:g}")
+    if len(set(arguments.loads)) != len(arguments.loads):
+        raise UserError(f"loads: one is given twice: {' '.join(f'{x:g}' for x in arguments.loads)}")
+    scenario = load_scenario(arguments.scenario)
+    contenders = []
+    for path in arguments.agents:
+        contenders.append(agent_contender(path, {c.label for c in contenders}))
+    for spec in _specs(arguments.baselines):
+        contender = baseline_contender(spec)
+        if contender.label not in {c.label for c in contenders}:
+            contenders.append(contender)
+    seeds = tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    return Study(
+        scenario, tuple(contenders), tuple(sorted(arguments.loads)), seeds, arguments.trace, arguments.time_scale
+    )
+
+
+def _specs(given: tuple[str, ...]) -> tuple[str, ...]:
+    if given in (("none",), ()):
+        return ()
+    return tuple(spec for name in given for spec in (STANDARD_BASELINES if name == "all" else (name,)))
+
+
+def _run_with_progress(study: Study, processes: int) -> list[CellResult]:
+    cells: list[CellResult] = []
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        for done, total, new in run_study(study, processes):
+            cells += new
+            progress.update(task, completed=done, total=total)
+    return sort_cells(study, cells)
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+def print_tables(study: Study, rows: list[Row], console: Console) -> None:
+    """Both tables of every load, and how to read them."""
+    for load in study.load_labels():
+        mine = [row for row in rows if row.load == load]
+        where = _where(study)
+        at = "" if load is None else f" at load {load:g}"
+        kind = "blocks of one run" if study.trace else "seeds"
+        console.print(slo_table(mine, f"{where}{at}: {mine[0].replications} {kind}", study.scenario.slo.rule))
+        console.print(time_table(mine, f"{where}{at}: times and throughput"))
+    slo = study.scenario.slo
+    targets = ", ".join(f"{c.name}: TTFT {c.ttft_ms:g} ms, TBT {c.tbt_ms:g} ms" for c in slo.classes)
+    console.print(
+        f"SLO {targets}. * is the scenario's rule. ± is half a 95 % t-interval; differences are paired (same requests,"
+        " same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
+        " workloads. Percentiles are means over seeds of each seed's percentile.",
+        highlight=False,
+    )
+
+
+def _where(study: Study) -> str:
+    """What the study ran on, for titles."""
+    return Path(study.trace).name if study.trace else study.scenario.name
+
+
+def draw(study: Study, rows: list[Row], cells: list[CellResult], folder: Path) -> None:
+    """The pictures, as PNG files in a folder."""
+    scenario, where = study.scenario, _where(study)
+    plot_attainment(rows, folder / "attainment.png", scenario, where)
+    for load in study.load_labels():
+        name = "distributions.png" if load is None else f"distributions-load-{load:g}.png"
+        plot_distributions(cells, [r for r in rows if r.load == load], load, folder / name, scenario, where)
+    load = study.load_labels()[-1]
+    at_load = [r for r in rows if r.load == load]
+    names = [row.contender for row in at_load if row.is_agent][:2]
+    names += [name for name in (best_baseline(rows, load), "sarathi", "vllm-v0") if name]
+    present = {row.contender for row in at_load}
+    names = [name for name in dict.fromkeys(names) if name in present] or highlighted(at_load)[:2]
+    plot_batches([c for c in cells if c.load == load], names, folder / "batches.png", scenario, where)
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+def write_results(
+    study: Study, rows: list[Row], cells: list[CellResult], folder: Path, arguments: Arguments, seconds: float
+) -> None:
+    """results.json, cells.csv, requests.csv.gz and scenario.toml. In cells.csv the same seeds give the same bytes."""
+    results = {
+        "arguments": dataclasses.asdict(arguments),
+        "scenario": study.scenario.model_dump(mode="json", exclude_none=True),
+        "seeds": list(study.seeds[:1] if study.trace else study.seeds),
+        "replications": "blocks" if study.trace else "seeds",
+        "rows": [row.to_dict() for row in rows],
+        "seconds": round(seconds, 3),
+        **provenance(),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "scenario.toml").write_text(scenario_to_toml(study.scenario), encoding="utf-8")
+    write_csv(folder / "cells.csv", cell_columns(cells))
+    write_csv(folder / "requests.csv.gz", request_columns(cells))
+
+
+def cell_columns(cells: list[CellResult]) -> dict[str, Any]:
+    """Columns of cells.csv: a row per contender, load and seed."""
+    columns: dict[str, Any] = {
+        "load": np.array([math.nan if c.load is None else c.load for c in cells]),
+        "policy": [_field(c.contender) for c in cells],
+        "seed": np.array([c.seed for c in cells]),
+    }
+    for name, value in cells[0].summary.items():
+        values = [c.summary[name] for c in cells]
+        columns[name] = values if isinstance(value, str) else np.array(values)
+    return columns
+
+
+def request_columns(cells: list[CellResult]) -> dict[str, Any]:
+    """Columns of requests.csv.gz: a row per request of every cell, times in seconds, NaN where one never came."""
+    sizes = [len(c.requests["row"]) for c in cells]
+    columns: dict[str, Any] = {
+        "load": np.repeat([math.nan if c.load is None else c.load for c in cells], sizes),
+        "policy": [_field(c.contender) for c, size in zip(cells, sizes, strict=True) for _ in range(size)],
+        "seed": np.repeat([c.seed for c in cells], sizes),
+    }
+    for name in REQUEST_COLUMNS:
+        values = np.concatenate([c.requests[name] for c in cells])
+        if name == "status":
+            columns[name] = [STATUS_NAMES[k] for k in values.tolist()]
+        elif values.dtype.kind == "f":
+            columns[name] = np.where(values == NEVER, math.nan, values)
+        else:
+            columns["request" if name == "row" else name] = values
+    return columns
+
+
+def _field(text: str) -> str:
+    """A text as a CSV field: quoted if it must be."""
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -1,0 +1,193 @@
+"""The pictures of a study as PNG: attainment against load, TTFT and TBT distributions, batch composition over time.
+
+Titles say the finding, axes have units, colours can be told apart by the colour-blind (Okabe and Ito, 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_env.aggregate import Row
+from llm_env.build import system_record
+from llm_env.config import Scenario
+from llm_env.study import CellResult
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#B8B8B8"
+MAX_HIGHLIGHTED = 5
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "figure.dpi": 120,
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "axes.grid": True,
+            "grid.color": "#EAEAEA",
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+        }
+    )
+    return plt
+
+
+def highlighted(rows: Sequence[Row]) -> list[str]:
+    """Who gets a colour: agents, then the baselines with the best mean attainment; at most MAX_HIGHLIGHTED."""
+    scores: dict[str, list[float]] = {}
+    agents = []
+    for row in rows:
+        scores.setdefault(row.contender, []).append(row.headline.mean)
+        if row.is_agent and row.contender not in agents:
+            agents.append(row.contender)
+    ranked = sorted((name for name in scores if name not in agents), key=lambda name: -float(np.mean(scores[name])))
+    return (agents + ranked)[:MAX_HIGHLIGHTED]
+
+
+def plot_attainment(rows: Sequence[Row], path: Path, scenario: Scenario, where: str) -> None:
+    """SLO attainment against load with 95 % intervals: a line per contender (bars if there is one load only)."""
+    plt = _pyplot()
+    chosen = highlighted(rows)
+    loads = sorted({row.load for row in rows if row.load is not None})
+    best = chosen[0] if chosen else ""
+    fig, ax = plt.subplots(figsize=(8.6, 5))
+    if len(loads) > 1:
+        names = list(dict.fromkeys(row.contender for row in rows))
+        for name in sorted(names, key=lambda n: n in chosen):
+            mine = sorted((r for r in rows if r.contender == name), key=lambda r: r.load or 0)
+            x = [r.load for r in mine]
+            y = [100 * r.headline.mean for r in mine]
+            e = [100 * np.nan_to_num(r.headline.half_width) for r in mine]
+            if name in chosen:
+                k = chosen.index(name)
+                x = [(v or 0) + 0.004 * (k - (len(chosen) - 1) / 2) for v in x]  # side by side, or bars hide each other
+                style = {"color": COLOURS[k], "lw": 2.4 if mine[0].is_agent else 1.6, "zorder": 5, "label": name}
+                ax.errorbar(x, y, yerr=e, capsize=3, marker="o", ms=5, **style)
+            else:
+                ax.plot(x, y, color=GREY, lw=1, zorder=2)
+        ax.plot([], [], color=GREY, lw=1, label="other baselines")
+        handles, labels = ax.get_legend_handles_labels()
+        order = [labels.index(name) for name in chosen] + [labels.index("other baselines")]
+        ax.legend([handles[k] for k in order], [labels[k] for k in order], bbox_to_anchor=(1.0, 1.0), loc="upper left")
+        ax.set_xlabel("load (share of the capacity within the TBT target)")
+        ax.set_xticks(loads)
+    else:
+        ranked = sorted(rows, key=lambda r: r.headline.mean)
+        y = np.arange(len(ranked))
+        values = [100 * r.headline.mean for r in ranked]
+        errors = [100 * np.nan_to_num(r.headline.half_width) for r in ranked]
+        ax.barh(y, values, xerr=errors, color=[COLOURS[1] if r.is_agent else COLOURS[0] for r in ranked], capsize=3)
+        ax.set_yticks(y, [r.contender for r in ranked])
+        for k, value in enumerate(values):
+            ax.text(min(value + errors[k] + 1, 101), k, f"{value:.1f}", va="center", fontsize=9)
+        best = ranked[-1].contender
+    label = f"SLO attainment (%), rule {scenario.slo.rule}"
+    if len(loads) < 2:
+        ax.set_xlim(0, 108)
+        ax.set_xlabel(label)
+    else:
+        ax.set_ylim(0, 105)
+        ax.set_ylabel(label)
+        best = max(chosen, key=lambda n: np.mean([r.headline.mean for r in rows if r.contender == n]))
+    ax.set_title(f"{best} keeps the most promises on {where}")
+    _save(fig, path)
+
+
+def plot_distributions(
+    cells: Sequence[CellResult], rows: Sequence[Row], load: float | None, path: Path, scenario: Scenario, where: str
+) -> None:
+    """Share of requests with a TTFT above x, and of gaps above x, at one load; the targets as lines."""
+    plt = _pyplot()
+    names = highlighted(rows)
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for k, name in enumerate(names):
+        mine = [c for c in cells if c.contender == name and c.load == load]
+        ttft = np.concatenate([_ttft(c) for c in mine])
+        _ccdf(axes[0], ttft, np.ones(len(ttft)), name, COLOURS[k])
+        gaps = np.concatenate([c.gaps for c in mine])
+        _ccdf(axes[1], gaps[:, 0], gaps[:, 1], name, COLOURS[k])
+    for ax, target_ms, what in zip(axes, _targets(scenario), ("TTFT", "TBT (every gap)"), strict=True):
+        for ms in target_ms:
+            ax.axvline(ms / 1e3, color="#444444", ls="--", lw=1)
+            ax.text(ms / 1e3, 1.25, f"target {ms / 1e3:g} s", ha="center", va="bottom", fontsize=9)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_ylim(5e-4, 1.15)
+        ax.set_xlabel(f"{what} in seconds")
+    axes[0].set_ylabel("share above (unserved requests count as never)")
+    axes[1].legend(bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    at = "" if load is None else f" at load {load:g}"
+    fig.suptitle(f"Who waits how long on {where}{at}", x=0.06, ha="left", fontsize=12)
+    _save(fig, path)
+
+
+def _ttft(cell: CellResult) -> np.ndarray:
+    first, arrival = cell.requests["first_token_s"], cell.requests["arrival_s"]
+    return np.where(first >= 0, first - arrival, np.inf)
+
+
+def _targets(scenario: Scenario) -> tuple[list[float], list[float]]:
+    classes = scenario.slo.classes
+    return sorted({c.ttft_ms for c in classes}), sorted({c.tbt_ms for c in classes})
+
+
+def _ccdf(ax: Any, values: np.ndarray, weights: np.ndarray, label: str, colour: str) -> None:
+    if len(values) == 0:
+        return
+    order = np.argsort(values)
+    above = 1 - np.cumsum(weights[order]) / weights.sum()
+    finite = np.isfinite(values[order])
+    ax.step(values[order][finite], above[finite], where="post", color=colour, lw=1.6, label=label)
+
+
+def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, scenario: Scenario, where: str) -> None:
+    """Tokens of the batches over time, prefill and decode stacked: one strip per contender, the same workload."""
+    plt = _pyplot()
+    shown = [c for name in names for c in cells if c.contender == name and len(c.batches)]
+    fig, axes = plt.subplots(len(shown), 1, figsize=(10, 1.2 + 2 * len(shown)), sharex=True, squeeze=False)
+    budget = float(system_record(scenario)[0]["slo_budget"])
+    end_s = max(float(c.requests["arrival_s"].max()) for c in shown)
+    for ax, cell in zip(axes[:, 0], shown, strict=True):
+        log = cell.batches[cell.batches["worker"] == 0]
+        centre, prefill, decode = _binned(log, end_s)
+        width = centre[1] - centre[0] if len(centre) > 1 else 1.0
+        ax.bar(centre, decode, width, color=COLOURS[0], label="decode tokens")
+        ax.bar(centre, prefill, width, bottom=decode, color=COLOURS[4], label="prefill tokens")
+        ax.axhline(budget, color="#444444", ls="--", lw=1, label=f"SLO budget ({budget:.0f} tokens)")
+        ax.set_ylim(0, 1.08 * max(budget, float((prefill + decode).max())))
+        ax.set_title(cell.contender, fontsize=10)
+        ax.set_ylabel("tokens\nper batch")
+    axes[0, 0].legend(bbox_to_anchor=(1.0, 1.02), loc="lower right", ncol=3)
+    axes[-1, 0].set_xlabel("time in seconds")
+    load = "" if shown[0].load is None else f" at load {shown[0].load:g}"
+    fig.suptitle(f"What the batches hold on {where}{load} (means over {_BINS} stretches)", x=0.06, ha="left")
+    _save(fig, path)
+
+
+_BINS = 240
+
+
+def _binned(log: np.ndarray, end_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres (s) of _BINS stretches, and the mean prefill and decode tokens of the batches that start in each."""
+    edges = np.linspace(0, end_s, _BINS + 1)
+    number, _ = np.histogram(log["start_s"], edges)
+    prefill, _ = np.histogram(log["start_s"], edges, weights=log["prefill_tokens"])
+    decode, _ = np.histogram(log["start_s"], edges, weights=log["decode_tokens"])
+    return (edges[1:] + edges[:-1]) / 2, prefill / np.maximum(number, 1), decode / np.maximum(number, 1)
+
+
+def _save(fig: Any, path: Path) -> None:
+    fig.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    _pyplot().close(fig)

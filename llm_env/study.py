@@ -1,0 +1,264 @@
+"""A study: every contender on identical seeded workloads, in parallel processes, to one table of cells.
+
+A contender is a baseline with parameters ("sarathi:token_budget=1024", "sarathi:slo") or a trained agent (a folder).
+A cell is one contender at one load with one seed. On a trace run whole, consecutive blocks of requests take the place
+of seeds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import baselines
+from llm_env.config import Scenario, with_changes
+from llm_env.errors import UserError
+from llm_env.metrics import block_values, summarise
+from llm_env.records import State
+from llm_env.rollout import rollout
+from llm_env.workload import at_load, draw_workload, read_trace
+
+FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
+TRACE_BLOCKS = 20  # of a trace run whole, for batch-means intervals
+
+# "all" baselines: each engine's own setting, and once more with the budget derived from the TBT target where it has one
+STANDARD_BASELINES = (
+    "fcfs",
+    "request-level",
+    "orca",
+    "vllm-v0",
+    "vllm-v1",
+    "vllm-v1:slo",
+    "sarathi",
+    "sarathi:slo",
+    "sarathi-spf",
+    "sarathi-spf:slo",
+    "decode-first",
+    "slack-fill",
+    "moore-hodgson",
+    "random",
+)
+
+
+class Contender(NamedTuple):
+    """Who competes: a baseline with its parameters, or an agent's folder."""
+
+    label: str
+    policy: str  # name of a baseline, or "" for an agent
+    parameters: tuple[tuple[str, Any], ...]
+    agent: str  # folder of an agent, or "" for a baseline
+
+
+def baseline_contender(spec: str) -> Contender:
+    """A contender from "name" or "name:key=value,key=value"; "slo" alone stands for token_budget=slo.
+
+    Raises:
+        UserError: unknown policy or parameter, or a bad value.
+    """
+    name, _, rest = spec.partition(":")
+    texts = ["token_budget=slo" if part == "slo" else part for part in rest.split(",") if part]
+    parameters = baselines.parse_parameters(name, texts)
+    baselines.make_policy(name, **parameters)
+    return Contender(spec, name, tuple(parameters.items()), "")
+
+
+def agent_contender(path: str | Path, taken: set[str]) -> Contender:
+    """A contender from a run's or an agent's folder; its label is the folder's name, made unique.
+
+    Raises:
+        UserError: no agent there, or a damaged one.
+    """
+    import agents
+
+    agents.load(path)
+    label = name = f"agent:{Path(path).resolve().name}"
+    number = 2
+    while label in taken:
+        label, number = f"{name}-{number}", number + 1
+    return Contender(label, "", (), str(path))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared on what.
+
+    Attributes:
+        scenario: system, promises and traffic.
+        contenders: in the order of the table.
+        loads: of a scenario, or to which a trace is squeezed; empty: the scenario's own, or the trace as it is.
+        seeds: one cell each; a trace uses the first, for service noise.
+        trace: a file to run whole in place of drawn workloads.
+        time_scale: factor on the trace's arrival times.
+    """
+
+    scenario: Scenario
+    contenders: tuple[Contender, ...]
+    loads: tuple[float, ...]
+    seeds: tuple[int, ...]
+    trace: str | None = None
+    time_scale: float = 1.0
+
+    def load_labels(self) -> tuple[float | None, ...]:
+        """The loads of the table; None stands for "as it is"."""
+        return self.loads or (None,)
+
+
+@dataclass
+class CellResult:
+    """One contender at one load with one seed."""
+
+    load: float | None
+    contender: str
+    seed: int
+    summary: dict[str, Any]
+    requests: dict[str, np.ndarray]  # columns of requests.csv.gz
+    gaps: np.ndarray  # (n, 2): gap in seconds, how often
+    batches: np.ndarray = field(repr=False)  # BATCH log, empty but for the first seed
+    blocks: dict[str, np.ndarray] = field(repr=False)  # attainment of blocks under each rule, on a trace
+
+
+# ---- one unit of work: a contender at a load with some seeds -------------------------------------------------------
+@cache
+def _trace(path: str, time_scale: float, scenario: Scenario) -> np.ndarray:
+    return read_trace(path, time_scale, scenario.slo)
+
+
+def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray | None]:
+    """The scenario at a load, and the trace at it (None if workloads are drawn from the scenario)."""
+    if study.trace is None:
+        return (study.scenario if load is None else with_changes(study.scenario, {"workload.load": load})), None
+    requests = _trace(study.trace, study.time_scale, study.scenario)  # pyright: ignore[reportArgumentType]
+    if load is not None:
+        requests = at_load(requests, study.scenario, load)
+    end_s = float(requests["arrival_s"][-1])
+    episode = {
+        "episode.arrivals_s": end_s + 1.0,
+        "episode.warmup_s": 0.0,
+        "episode.horizon_s": 2.0 * end_s + study.scenario.episode.horizon_s,
+    }
+    return with_changes(study.scenario, {"episode": {k.split(".")[1]: v for k, v in episode.items()}}), requests
+
+
+def run_unit(study: Study, contender: Contender, load: float | None, seeds: tuple[int, ...]) -> list[CellResult]:
+    """Runs one contender at one load with the given seeds; agents take all their seeds in one batch."""
+    scenario, trace = at_this_load(study, load)
+
+    def workload(seed: int) -> np.ndarray:
+        return draw_workload(scenario, seed) if trace is None else trace
+
+    if contender.agent:
+        import agents
+        from agents.run import run_agent
+
+        systems = run_agent(agents.load(contender.agent), scenario, seeds, workload)
+        states = [systems.state(e) for e in range(len(seeds))]
+    else:
+        decide = baselines.make_policy(contender.policy, **dict(contender.parameters))
+        states = [rollout(scenario, decide, workload(seed), seed, record=True) for seed in seeds]
+    first = study.seeds[0]
+    return [
+        _result(study, scenario, contender, load, seed, state, seed == first)
+        for seed, state in zip(seeds, states, strict=True)
+    ]
+
+
+def _result(
+    study: Study, scenario: Scenario, contender: Contender, load: float | None, seed: int, state: State, keep: bool
+) -> CellResult:
+    system = state.system[0]
+    requests = state.requests[: int(system["num_requests"])]
+    by_row = requests[np.argsort(requests["row"], kind="stable")]
+    columns = {name: by_row[name].copy() for name in REQUEST_COLUMNS}
+    log = state.gap_log[: int(system["num_gaps"])]
+    values, where = np.unique(log["gap_s"], return_inverse=True)
+    counts = np.bincount(where, weights=log["count"], minlength=len(values))
+    rules = ("max", "p99", "deadline") if study.trace else ()
+    return CellResult(
+        load,
+        contender.label,
+        seed,
+        summarise(state, scenario).to_dict(),
+        columns,
+        np.column_stack([values, counts]) if len(values) else np.zeros((0, 2)),
+        state.batch_log[: int(system["num_batches"])].copy() if keep else state.batch_log[:0].copy(),
+        {rule: block_values(state, scenario, TRACE_BLOCKS, rule=rule) for rule in rules},
+    )
+
+
+REQUEST_COLUMNS = (
+    "row",
+    "arrival_s",
+    "prompt_tokens",
+    "output_tokens",
+    "slo_class",
+    "status",
+    "first_scheduled_s",
+    "first_token_s",
+    "finish_s",
+    "max_tbt_s",
+    "late_gaps",
+    "evictions",
+)
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------------
+def units(study: Study) -> list[tuple[Contender, float | None, tuple[int, ...]]]:
+    """The study in pieces for processes: one contender, one load, some seeds."""
+    seeds = study.seeds[:1] if study.trace else study.seeds
+    pieces = []
+    for load in study.load_labels():
+        for contender in study.contenders:
+            size = len(seeds) if contender.agent else max(1, -(-len(seeds) // 2))
+            pieces += [(contender, load, seeds[k : k + size]) for k in range(0, len(seeds), size)]
+    return pieces
+
+
+def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[CellResult]]]:
+    """Runs all cells; the results do not depend on the number of processes.
+
+    Yields:
+        (pieces done, pieces in all, their new cells), in whatever order they end.
+
+    Raises:
+        UserError: the study has no contender, load or seed.
+    """
+    if not study.contenders or not study.seeds:
+        raise UserError("nothing to compare: give at least one baseline or agent, and one seed")
+    pieces = units(study)
+    if processes <= 1:
+        for done, (contender, load, seeds) in enumerate(pieces, 1):
+            yield done, len(pieces), run_unit(study, contender, load, seeds)
+        return
+    contender, load, seeds = pieces[0]
+    yield 1, len(pieces), run_unit(study, contender, load, seeds)  # compiles into the cache that the others read
+    context = multiprocessing.get_context("spawn")  # forked children inherit locks of torch and numba
+    with ProcessPoolExecutor(min(processes, len(pieces)), context, initializer=_one_thread) as pool:
+        futures = [pool.submit(run_unit, study, *piece) for piece in pieces[1:]]
+        try:
+            for done, future in enumerate(as_completed(futures), 2):
+                yield done, len(pieces), future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    """Processes are used for cores: one BLAS thread each (set before numpy's first product)."""
+    import os
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def sort_cells(study: Study, cells: list[CellResult]) -> list[CellResult]:
+    """The cells in the order of the study: load, contender, seed."""
+    loads = {load: k for k, load in enumerate(study.load_labels())}
+    names = {contender.label: k for k, contender in enumerate(study.contenders)}
+    return sorted(cells, key=lambda cell: (loads[cell.load], names[cell.contender], cell.seed))

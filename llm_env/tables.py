@@ -1,0 +1,100 @@
+"""The tables of a study for a terminal: at most 100 columns, plain text where there is no terminal. Prints nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from llm_env.aggregate import Row
+from llm_env.metrics import Interval
+from llm_env.records import SLO_RULES
+
+
+def slo_table(rows: Sequence[Row], title: str, rule: str) -> Table:
+    """SLO attainment under the three rules, goodput and the paired difference to the best baseline.
+
+    Args:
+        rows: of one load.
+        title: of the table.
+        rule: the scenario's rule, by which baselines are ranked and differences are taken.
+    """
+    table = _table(title)
+    table.add_column("policy", no_wrap=True)
+    for name in SLO_RULES:
+        table.add_column(f"{'*' if name == rule else ''}{_RULE_TITLES[name]}\nmet, %", justify="right", no_wrap=True)
+    table.add_column("goodput\nreq/s", justify="right")
+    table.add_column("TTFT met\n%", justify="right")
+    table.add_column("minus best base-\nline, points", justify="right", no_wrap=True)
+    for row in rows:
+        difference = "best" if row.difference is None else _points(row.difference)
+        table.add_row(
+            _name(row),
+            *(_percent(row.attainment[name]) for name in SLO_RULES),
+            _figure(row.means["goodput_per_s"], 3),
+            _figure(100 * row.means["ttft_attainment"], 1),
+            difference,
+        )
+    return table
+
+
+def time_table(rows: Sequence[Row], title: str) -> Table:
+    """TTFT, TBT, throughput, utilisation and what was left undone."""
+    table = _table(title)
+    table.add_column("policy", no_wrap=True)
+    for column in (
+        "TTFT s\np50",
+        "\np95",
+        "\np99",
+        "TBT ms\np50",
+        "\np99",
+        "\nmax",
+        "tok/s\n",
+        "util\n%",
+        "unfin-\nished",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        m = row.means
+        table.add_row(
+            _name(row),
+            *(_figure(m[f"ttft_{p}_s"], 2) for p in ("p50", "p95", "p99")),
+            *(_figure(1e3 * m[f"tbt_{p}_s"], 0) for p in ("p50", "p99", "max")),
+            _figure(m["tokens_per_s"], 0),
+            _figure(100 * m["utilisation"], 0),
+            _figure(m["unfinished"], 1),
+        )
+    return table
+
+
+_RULE_TITLES = {"max": "every gap", "p99": "P99 gap", "deadline": "deadline"}
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _name(row: Row) -> Text:
+    text = Text(row.contender, style="bold" if row.is_agent else "")
+    if row.unstable:
+        text.append(" unstable", style="red")
+    return text
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.mean:.1f}{_half(interval, 100, 1)}"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.mean:+.1f}{_half(interval, 100, 1)}"
+
+
+def _half(interval: Interval, factor: float, digits: int) -> str:
+    return "" if math.isnan(interval.half_width) else f" ±{factor * interval.half_width:.{digits}f}"
+
+
+def _figure(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,183 @@
+"""evaluate.py: identical workloads, paired differences, equal bytes, and one clear error for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_env.aggregate import aggregate, best_baseline
+from llm_env.evaluation import main
+from llm_env.scenarios import load_scenario
+from llm_env.study import STANDARD_BASELINES, Study, baseline_contender, run_study, sort_cells
+from llm_env.workload import draw_workload
+
+SHORT = """
+name = "short"
+[system.kv]
+blocks = 1200
+[workload]
+load = 0.8
+[workload.arrivals]
+kind = "mmpp2"
+[episode]
+arrivals_s = 20.0
+warmup_s = 4.0
+horizon_s = 60.0
+"""
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> str:
+    path = tmp_path / "short.toml"
+    path.write_text(SHORT)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    return main([*arguments, "--processes", "1"])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_every_policy_meets_the_same_requests(short, tmp_path):
+    out = tmp_path / "out"
+    assert run("--scenario", short, "--baselines", "sarathi", "moore-hodgson", "--seeds", "3", "--out", str(out)) == 0
+    rows = read(out / "requests.csv.gz")
+    asked = {}
+    for row in rows:
+        key = (row["seed"], row["request"])
+        what = (row["arrival_s"], row["prompt_tokens"], row["output_tokens"])
+        assert asked.setdefault(key, what) == what
+    drawn = draw_workload(load_scenario(short), 2_000_000)
+    mine = [row for row in rows if row["seed"] == "2000000" and row["policy"] == "sarathi"]
+    assert [float(row["arrival_s"]) for row in mine] == drawn["arrival_s"].tolist()
+    assert set(Counter(row["policy"] for row in rows).values()) == {len(asked)}
+
+
+def test_same_seeds_give_the_same_bytes_with_one_process_and_with_two(short, tmp_path):
+    texts = []
+    for name, processes in (("a", "1"), ("b", "1"), ("c", "2")):
+        out = tmp_path / name
+        arguments = ["--scenario", short, "--baselines", "sarathi", "random", "--seeds", "4", "--loads", "0.5", "1.0"]
+        assert main([*arguments, "--processes", processes, "--out", str(out)]) == 0
+        texts.append(((out / "cells.csv").read_bytes(), (out / "requests.csv.gz").read_bytes()))
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_results_name_everything_they_came_from(short, tmp_path):
+    out = tmp_path / "out"
+    assert run("--scenario", short, "--baselines", "sarathi:slo", "fcfs", "--seeds", "2", "--out", str(out)) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["seeds"] == [2_000_000, 2_000_001]
+    assert {"python", "numpy", "numba"} <= set(results["versions"])
+    assert {"command", "git_commit", "arguments", "scenario"} <= set(results)
+    row = results["rows"][0]
+    assert row["policy"] == "sarathi:slo"
+    for rule in ("max", "p99", "deadline"):
+        assert 0 <= row[f"slo_attainment_{rule}"] <= 1
+    names = {path.name for path in (out / "plots").iterdir()}
+    assert names == {"attainment.png", "distributions.png", "batches.png"}
+    assert load_scenario(str(out / "scenario.toml")) == load_scenario(short)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_policy_against_itself_differs_by_exactly_nothing(short):
+    first, second = baseline_contender("sarathi"), baseline_contender("sarathi:token_budget=512")
+    study = Study(load_scenario(short), (first, second), (), (1, 2, 3))
+    cells = [cell for _, _, new in run_study(study, 1) for cell in new]
+    rows = aggregate(study, cells)
+    other = next(row for row in rows if row.difference is not None)
+    assert (other.difference.mean, other.difference.half_width) == (0.0, 0.0)
+
+
+def test_difference_is_paired_seed_by_seed(short):
+    names = ("moore-hodgson", "sarathi:slo")
+    study = Study(load_scenario(short), tuple(map(baseline_contender, names)), (1.0,), tuple(range(6)))
+    cells = sort_cells(study, [cell for _, _, new in run_study(study, 1) for cell in new])
+    rows = aggregate(study, cells)
+    values = {n: np.array([c.summary["slo_attainment_p99"] for c in cells if c.contender == n]) for n in names}
+    best = best_baseline(rows, 1.0)
+    other = next(row for row in rows if row.contender != best)
+    assert other.difference.mean == pytest.approx((values[other.contender] - values[best]).mean())
+    assert values[best].mean() == max(v.mean() for v in values.values())
+
+
+def test_a_trace_is_run_whole_and_paired_by_blocks(short, tmp_path):
+    rng = np.random.default_rng(0)
+    arrivals = np.cumsum(rng.exponential(0.6, 400))
+    lines = [f"{t},{rng.integers(20, 900)},{rng.integers(1, 60)}" for t in arrivals.tolist()]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]) + "\n")
+    out = tmp_path / "out"
+    arguments = ("--scenario", short, "--trace", str(trace), "--baselines", "sarathi:slo", "vllm-v0", "--out", str(out))
+    assert run(*arguments) == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [(row["replications"], row["num_requests"]) for row in rows] == [(20, 400), (20, 400)]
+    assert run(*arguments, "--loads", "0.7", "1.4") == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["load"] for row in rows] == [0.7, 0.7, 1.4, 1.4]
+    assert rows[0]["slo_attainment_p99"] > rows[2]["slo_attainment_p99"]
+
+
+def test_a_growing_backlog_is_called_unstable(short, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--scenario", short, "--baselines", "fcfs", "--seeds", "2", "--loads", "1.5", "--out", str(out)) == 0
+    assert "fcfs unstable" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["rows"][0]["unstable"] is True
+
+
+def test_the_table_fits_a_hundred_columns(short, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("--scenario", short, "--baselines", "all", "--seeds", "2", "--out", "out") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(name in text for name in STANDARD_BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--scenario", "chatt"], 2, "chatt"),
+        (["--baselines", "sarathee"], 2, "sarathee"),
+        (["--baselines", "sarathi:budget=5"], 2, "budget"),
+        (["--baselines", "none"], 2, "nothing to compare"),
+        (["--seeds", "0"], 2, "seeds"),
+        (["--loads", "0"], 2, "loads"),
+        (["--loads", "nan"], 2, "loads"),
+        (["--loads", "0.5", "0.5"], 2, "twice"),
+        (["--agents", "no/such/run"], 2, "no/such/run"),
+        (["--trace", "no-such.csv", "--baselines", "sarathi"], 3, "no-such.csv"),
+        (["--processes", "0"], 2, "processes"),
+    ],
+)
+def test_a_mistake_is_one_clear_error_and_leaves_nothing(arguments, code, words, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out)]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not out.exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_work(tmp_path, capsys):
+    out = tmp_path / "file"
+    out.write_text("mine")
+    assert run("--baselines", "sarathi", "--out", str(out)) == 3
+    assert "file" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    assert main(["--no-such-flag"]) == 2
+    assert "no-such-flag" in capsys.readouterr().err
