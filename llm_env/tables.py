@@ -28,7 +28,7 @@ def slo_table(rows: Sequence[Row], title: str, rule: str) -> Table:
         table.add_column(f"{'*' if name == rule else ''}{_RULE_TITLES[name]}\nmet, %", justify="right", no_wrap=True)
     table.add_column("goodput\nreq/s", justify="right")
     table.add_column("TTFT met\n%", justify="right")
-    table.add_column("minus best base-\nline, points", justify="right", no_wrap=True)
+    table.add_column("diff to\nbest, pts", justify="right", no_wrap=True)
     for row in rows:
         difference = "best" if row.difference is None else _points(row.difference)
         table.add_row(
