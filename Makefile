@@ -24,7 +24,7 @@ DEMO_TIMESTEPS ?= 2000000
 DEMO_LOADS ?= 0.6 0.8 1.0
 DEMO_SEEDS ?= 16
 # the best fixed budget for it on chat-bursty, found on validation seeds: a rival that is tuned too
-DEMO_TUNED ?= moore-hodgson:token_budget=288
+DEMO_TUNED ?= moore-hodgson:288
 WORKERS ?= 2
 
 .PHONY: help setup test lint format typecheck pytest pytest-boundscheck pytest-nojit pytest-oldest demo bench clean

@@ -37,7 +37,7 @@ from llm_env.study import (
     run_study,
     sort_cells,
 )
-from llm_env.tables import slo_table, time_table
+from llm_env.tables import UNSTABLE, slo_table, time_table
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Arguments:
     """Run folders of train.py, or folders of exported agents."""
 
     baselines: tuple[str, ...] = ("all",)
-    """"all", "none", or policies, with parameters like sarathi:token_budget=1024,max_running=64 or sarathi:slo."""
+    """"all", "none", or policies, with parameters like sarathi:token_budget=1024,max_running=64,
+    for short sarathi:1024 or sarathi:slo."""
 
     scenario: str = "chat-bursty"
     """A shipped scenario's name or a TOML file: system, promises, traffic."""
@@ -164,7 +165,8 @@ def print_tables(study: Study, rows: list[Row], console: Console) -> None:
     console.print(
         f"SLO {targets}. * is the scenario's rule. ± is half a 95 % t-interval; differences are paired (same requests,"
         " same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
-        " workloads. Percentiles are means over seeds of each seed's percentile.",
+        " workloads. Percentiles are means over seeds of each seed's percentile."
+        + (f" {UNSTABLE} unstable: the backlog grew all through the run." if any(r.unstable for r in rows) else ""),
         highlight=False,
     )
 

@@ -101,8 +101,19 @@ def plot_attainment(rows: Sequence[Row], path: Path, scenario: Scenario, where: 
         ax.set_ylim(0, 105)
         ax.set_ylabel(label)
         best = max(chosen, key=lambda n: np.mean([r.headline.mean for r in rows if r.contender == n]))
-    ax.set_title(f"{best} keeps the most promises on {where}")
+    ax.set_title(_finding(rows, best, where))
     _save(fig, path)
+
+
+def _finding(rows: Sequence[Row], best: str, where: str) -> str:
+    """What the picture shows: an agent's mean difference to the best baseline of each load, or who is best."""
+    differences = [100 * row.difference.mean for row in rows if row.is_agent and row.difference is not None]
+    agents = {row.contender for row in rows if row.is_agent}
+    if len(agents) != 1 or not differences:
+        return f"{best} keeps the most promises on {where}"
+    mean = float(np.mean(differences))
+    against = f"{abs(mean):.1f} points {'above' if mean >= 0 else 'below'} the best baseline of each load"
+    return f"{agents.pop()} is {against} on {where}"
 
 
 def plot_distributions(

@@ -1,6 +1,6 @@
 """A study: every contender on identical seeded workloads, in parallel processes, to one table of cells.
 
-A contender is a baseline with parameters ("sarathi:token_budget=1024", "sarathi:slo") or a trained agent (a folder).
+A contender is a baseline with parameters ("sarathi:1024", "sarathi:slo,max_running=64") or a trained agent (a folder).
 A cell is one contender at one load with one seed. On a trace run whole, consecutive blocks of requests take the place
 of seeds.
 """
@@ -57,13 +57,14 @@ class Contender(NamedTuple):
 
 
 def baseline_contender(spec: str) -> Contender:
-    """A contender from "name" or "name:key=value,key=value"; "slo" alone stands for token_budget=slo.
+    """A contender from "name" or "name:key=value,key=value"; "slo" or a number alone is the token_budget.
 
     Raises:
         UserError: unknown policy or parameter, or a bad value.
     """
     name, _, rest = spec.partition(":")
-    texts = ["token_budget=slo" if part == "slo" else part for part in rest.split(",") if part]
+    parts = [part.strip() for part in rest.split(",") if part.strip()]
+    texts = [f"token_budget={part}" if part == "slo" or part.isdecimal() else part for part in parts]
     parameters = baselines.parse_parameters(name, texts)
     baselines.make_policy(name, **parameters)
     return Contender(spec, name, tuple(parameters.items()), "")

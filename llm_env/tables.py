@@ -59,17 +59,19 @@ def time_table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         m = row.means
+        ttft = [_figure(m[f"ttft_{p}_s"], 2) for p in ("p50", "p95", "p99")]
         table.add_row(
             _name(row),
-            *(_figure(m[f"ttft_{p}_s"], 2) for p in ("p50", "p95", "p99")),
+            *(["", "", "unstable"] if row.unstable else ttft),
             *(_figure(1e3 * m[f"tbt_{p}_s"], 0) for p in ("p50", "p99", "max")),
             _figure(m["tokens_per_s"], 0),
             _figure(100 * m["utilisation"], 0),
-            _figure(m["unfinished"], 1),
+            _figure(m["unfinished"], 1 if m["unfinished"] < 100 else 0),
         )
     return table
 
 
+UNSTABLE = "†"  # beside a name: the backlog grew, so that times depend on how long the run was
 _RULE_TITLES = {"max": "every gap", "p99": "P99 gap", "deadline": "deadline"}
 
 
@@ -80,7 +82,7 @@ def _table(title: str) -> Table:
 def _name(row: Row) -> Text:
     text = Text(row.contender, style="bold" if row.is_agent else "")
     if row.unstable:
-        text.append(" unstable", style="red")
+        text.append(f" {UNSTABLE}", style="red")
     return text
 
 

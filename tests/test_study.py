@@ -92,7 +92,7 @@ def test_results_name_everything_they_came_from(short, tmp_path):
 
 
 def test_a_policy_against_itself_differs_by_exactly_nothing(short):
-    first, second = baseline_contender("sarathi"), baseline_contender("sarathi:token_budget=512")
+    first, second = baseline_contender("sarathi"), baseline_contender("sarathi:512")
     study = Study(load_scenario(short), (first, second), (), (1, 2, 3))
     cells = [cell for _, _, new in run_study(study, 1) for cell in new]
     rows = aggregate(study, cells)
@@ -132,7 +132,9 @@ def test_a_trace_is_run_whole_and_paired_by_blocks(short, tmp_path):
 def test_a_growing_backlog_is_called_unstable(short, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--scenario", short, "--baselines", "fcfs", "--seeds", "2", "--loads", "1.5", "--out", str(out)) == 0
-    assert "fcfs unstable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fcfs †" in said
+    assert "† unstable: the backlog grew" in said
     assert json.loads((out / "results.json").read_text())["rows"][0]["unstable"] is True
 
 
