@@ -66,7 +66,7 @@ def form_batch(state: State, w, d: Decision) -> None:
 
 
 # ---- 1. placing one request ----------------------------------------------------------------------------------------
-@njit
+@njit(forceinline=True)
 def _place(state: State, w, i, tokens, prefill) -> None:
     worker, r = state.workers[w], state.requests[i]
     k = worker.batch_size
@@ -83,13 +83,13 @@ def _place(state: State, w, i, tokens, prefill) -> None:
         r.first_scheduled_s = state.system[0].now_s
 
 
-@njit
+@njit(forceinline=True)
 def _prefill_room(worker, d: Decision) -> int:
     """Prefill tokens that the batch may still take."""
     return min(d.token_budget - worker.batch_tokens, d.prefill_tokens - worker.batch_prefill)
 
 
-@njit
+@njit(forceinline=True)
 def _chunk(worker, d: Decision, remaining) -> int:
     """Tokens that a prompt with `remaining` tokens to prefill gets in this batch; 0 if it must wait."""
     room = _prefill_room(worker, d)
@@ -103,7 +103,7 @@ def _chunk(worker, d: Decision, remaining) -> int:
     return max(0, min(remaining, room, d.chunk_tokens))
 
 
-@njit
+@njit(forceinline=True)
 def _place_decode(state: State, w, position) -> bool:
     """Places the decode at a position of the running list, evicting if it must; False if it was evicted itself."""
     i = state.running[w, position]
@@ -161,7 +161,7 @@ def _admit(state: State, w, d: Decision, i) -> bool:
 
 
 # ---- 2. running requests -------------------------------------------------------------------------------------------
-@njit
+@njit(forceinline=True)
 def _place_decodes(state: State, w, limit) -> None:
     """Places decodes in list order; if there are more than `limit`, those that wait longest for their next token."""
     worker = state.workers[w]
@@ -171,9 +171,10 @@ def _place_decodes(state: State, w, limit) -> None:
             return
         latest_s, latest_i = _cut(state, w, limit)
     position = 0
+    requests, running = state.requests, state.running[w]
     while position < worker.num_running:
-        i = state.running[w, position]
-        r = state.requests[i]
+        i = running[position]
+        r = requests[i]
         waits = r.last_token_s < latest_s or (r.last_token_s == latest_s and i <= latest_i)
         decodes = r.in_batch == 0 and r.computed_tokens >= r.prefill_tokens
         if not (decodes and waits) or _place_decode(state, w, position):

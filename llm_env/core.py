@@ -55,7 +55,7 @@ def step(state: State, d: Decision) -> None:
     advance(state)
 
 
-@njit
+@njit(forceinline=True)
 def has_room(state: State) -> bool:
     """True if noise and logs have room for whatever one step can do."""
     system, num_workers = state.system[0], state.workers.shape[0]
@@ -70,7 +70,7 @@ def has_room(state: State) -> bool:
     )
 
 
-@njit
+@njit(forceinline=True)
 def _start(state: State, w) -> None:
     """The worker begins the batch that was formed: busy for S(b)."""
     system, worker = state.system[0], state.workers[w]
@@ -125,7 +125,7 @@ def advance(state: State) -> None:
                 state.workers[w].held_until_s = min(state.workers[w].held_until_s, next_s)
 
 
-@njit
+@njit(forceinline=True)
 def _arrive(state: State, time_s) -> bool:
     """The clock moves to time_s; everything that has arrived by then joins the queue. True if something did."""
     system = state.system[0]
@@ -150,7 +150,7 @@ def _arrive(state: State, time_s) -> bool:
     return system.next_arrival > first
 
 
-@njit
+@njit(forceinline=True)
 def _finish(state: State, w) -> None:
     """The batch of worker w ends: every entry gets its tokens at this moment."""
     system, worker = state.system[0], state.workers[w]
@@ -159,11 +159,12 @@ def _finish(state: State, w) -> None:
     used_blocks = _used_blocks(state, w) if system.record == 1 else 0
     run_gap_s, run_count = -1.0, 0  # successive equal gaps are logged as one row
     num_decodes = worker.batch_size - worker.batch_prompts
+    requests, batch = state.requests, state.batch[w]
     for k in range(worker.batch_size):
-        r = state.requests[state.batch[w, k, 0]]
+        r = requests[batch[k, 0]]
         r.in_batch = 0
         prefilled = r.computed_tokens < r.prefill_tokens
-        r.computed_tokens += state.batch[w, k, 1]
+        r.computed_tokens += batch[k, 1]
         if r.computed_tokens < r.prefill_tokens:
             continue
         if prefilled:

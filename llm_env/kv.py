@@ -11,13 +11,13 @@ from llm_env.queue import push_front
 from llm_env.records import KV_CHUNK, KV_PROMPT, WAITING, Decision, State
 
 
-@njit
+@njit(forceinline=True)
 def blocks_for(tokens, block_tokens) -> int:
     """Blocks that hold `tokens` tokens."""
     return (tokens + block_tokens - 1) // block_tokens
 
 
-@njit
+@njit(forceinline=True)
 def grow(state: State, w, i, tokens) -> None:
     """Gives request i on worker w the blocks for `tokens` tokens in all; they must be free."""
     r = state.requests[i]
@@ -27,7 +27,7 @@ def grow(state: State, w, i, tokens) -> None:
         r.blocks = blocks
 
 
-@njit
+@njit(forceinline=True)
 def release(state: State, w, i) -> None:
     """Frees all blocks of request i on worker w."""
     r = state.requests[i]

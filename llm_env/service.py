@@ -9,13 +9,13 @@ from __future__ import annotations
 from llm_env.jit import njit
 
 
-@njit
+@njit(forceinline=True)
 def batch_seconds(setup_s, per_token_s, free_tokens, tokens, setup_factor, per_token_factor) -> float:
     """S(b) in seconds for b = `tokens`; the factors are the noise of this iteration, 1 without noise."""
     return setup_s * setup_factor + per_token_s * max(0, tokens - free_tokens) * per_token_factor
 
 
-@njit
+@njit(forceinline=True)
 def mean_seconds(system, tokens) -> float:
     """S(b) in seconds without noise. Args: system: a SYSTEM record; tokens: b."""
     return batch_seconds(system.setup_s, system.per_token_s, system.free_tokens, tokens, 1.0, 1.0)

@@ -13,7 +13,7 @@ from llm_env.jit import njit
 from llm_env.records import FINISHED, LATE_TOLERANCE_S, RULE_DEADLINE, RULE_P99, SLO_RULES
 
 
-@njit
+@njit(forceinline=True)
 def tbt_broken(r, rule) -> bool:
     """True if REQUEST r has broken the TBT part of its SLO under the rule, whatever its remaining tokens do."""
     if rule == RULE_DEADLINE:
@@ -34,7 +34,7 @@ def slo_met(r, rule) -> bool:
     return r.status == FINISHED and ttft_met(r) and not tbt_broken(r, rule)
 
 
-@njit
+@njit(forceinline=True)
 def stamp_token(system, r, time_s) -> float:
     """REQUEST r emits one output token at time_s: stamps, lateness and reward events; status is not touched.
 

@@ -23,7 +23,7 @@ from llm_env.records import (
 from llm_env.service import mean_seconds
 
 
-@njit
+@njit(forceinline=True)
 def _keeps_tbt(r, rule) -> bool:
     """True if REQUEST r has kept its TBT promise with the tokens made so far (its length being unknown)."""
     if rule == RULE_DEADLINE:
@@ -39,8 +39,9 @@ def make_view(state: State) -> View:
     worker = state.workers[w]
     num_partial, partial_tokens, context_tokens, num_clean = 0, 0, 0, 0
     min_decode_slack_s = FAR
+    requests, running = state.requests, state.running[w]
     for position in range(worker.num_running):
-        r = state.requests[state.running[w, position]]
+        r = requests[running[position]]
         context_tokens += r.computed_tokens
         if r.computed_tokens < r.prefill_tokens:
             num_partial += 1
