@@ -27,7 +27,7 @@ DEMO_SEEDS ?= 16
 DEMO_TUNED ?= moore-hodgson:288
 WORKERS ?= 2
 
-.PHONY: help setup test lint format typecheck pytest pytest-boundscheck pytest-nojit pytest-oldest demo bench clean
+.PHONY: help setup test lint format typecheck pytest pytest-boundscheck pytest-nojit pytest-oldest demo docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ demo: $(READY) ## train briefly, compare with every baseline on identical worklo
 
 bench: $(READY) ## steps per second
 	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## write the pages that are made from the code
+	$(BIN)/python docs/make_pages.py
 
 clean: ## remove .venv, caches and builds; runs/ and results/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

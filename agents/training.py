@@ -71,7 +71,7 @@ class Arguments:
     """Folder of the run; runs/SCENARIO-ALGO-SEED by default."""
 
     overwrite: bool = False
-    """Replace a finished run."""
+    """Replace a run that left an agent, finished or interrupted."""
 
     validation_every: int = 130_000
     """Steps between validations."""
@@ -206,9 +206,10 @@ def _begin(out: Path, arguments: Arguments, scenario: Scenario, argv: list[str] 
     if out.exists() and not out.is_dir():
         raise InputOutputError(f"{out}: is a file, expected a folder")
     if out.is_dir():
-        if (out / "agent" / MANIFEST).exists() and not arguments.overwrite:
-            raise UserError(f"{out}: holds a finished run: choose another --out, or --overwrite")
-        if any(out.iterdir()) and not (out / "settings.json").exists():
+        for kept in ("agent", "last"):
+            if (out / kept / MANIFEST).exists() and not arguments.overwrite:
+                raise UserError(f"{out}: holds a run with a trained agent: choose another --out, or --overwrite")
+        if any(out.iterdir()) and not all((out / name).exists() for name in ("settings.json", "command.txt")):
             raise UserError(f"{out}: is not empty and holds no run: choose another --out")
         for file in FILES:
             (out / file).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_env.errors import UserError
 from llm_env.metrics import Interval, mean_ci, paired_ci
 from llm_env.records import SLO_RULES
 from llm_env.study import CellResult, Study, sort_cells
@@ -50,6 +51,7 @@ class Row:
         means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles.
         unstable: the backlog grew, so that every time and backlog here depends on how long the run was.
         headline_rule: the scenario's SLO rule.
+        empty_seeds: seeds without a measured request, left out for everybody: their workload is the same for all.
     """
 
     load: float | None
@@ -62,6 +64,7 @@ class Row:
     means: dict[str, float]
     unstable: bool
     headline_rule: str
+    empty_seeds: int = 0
 
     @property
     def headline(self) -> Interval:
@@ -92,18 +95,22 @@ def _number(value: float) -> float | None:
 
 def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
     """The rows of the table, load by load in the order of the contenders."""
-    cells = sort_cells(study, cells)
+    sorted_cells = sort_cells(study, cells)
     rows = []
     for load in study.load_labels():
+        cells = [c for c in sorted_cells if c.load == load and c.summary["num_requests"] > 0]
+        empty = len({c.seed for c in sorted_cells if c.load == load}) - len({c.seed for c in cells})
+        if not cells:
+            raise UserError("no seed has a request in the measured window: a higher load or a longer episode has some")
         samples = {
-            contender.label: _samples([c for c in cells if c.load == load and c.contender == contender.label])
+            contender.label: _samples([c for c in cells if c.contender == contender.label])
             for contender in study.contenders
         }
         rule = study.scenario.slo.rule
         baselines = [c.label for c in study.contenders if not c.agent]
         best = max(baselines, key=lambda label: samples[label][rule].mean(), default=None)
         for contender in study.contenders:
-            mine = [c for c in cells if c.load == load and c.contender == contender.label]
+            mine = [c for c in cells if c.contender == contender.label]
             own = samples[contender.label]
             compared = best is not None and contender.label != best
             rows.append(
@@ -118,6 +125,7 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
                     {name: _mean([c.summary[name] for c in mine]) for name in AVERAGED},
                     bool(np.mean([c.summary["unstable"] for c in mine]) > UNSTABLE_SHARE),
                     rule,
+                    empty,
                 )
             )
     return rows

@@ -358,12 +358,12 @@ def _candidates(state: State, w) -> int:
         count += 1
         member = tree_next(members, levels, member + 1)
     if state.workers[w].num_partial > 0:
-        for position in range(state.workers[w].num_running):
+        for position in range(state.workers[w].num_running - 1, -1, -1):  # so that equals keep their list order
             i = state.running[w, position]
             r = state.requests[i]
             if r.in_batch == 0 and r.computed_tokens < r.prefill_tokens:
                 k, due_s = count, _due_s(r)
-                while k > 0 and due[k - 1] > due_s:
+                while k > 0 and due[k - 1] >= due_s:
                     ids[k], due[k] = ids[k - 1], due[k - 1]
                     k -= 1
                 ids[k], due[k] = i, due_s

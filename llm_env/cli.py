@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baselines import POLICIES, parse_parameters, policy_info
-from llm_env.command import exit_code
+from llm_env.command import exit_code, output_console
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
 from llm_env.errors import UserError
 from llm_env.files import staged_folder
@@ -32,7 +32,6 @@ from llm_env.workload import draw_workload, read_trace
 
 TRACE_SLOTS = 4096  # running requests of a worker without a scenario: the policy's own limit decides
 TRACE_HORIZON_S = 1e9  # the largest there is: a trace is run to its end
-WIDTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
 # ---- simulate ------------------------------------------------------------------------------------------------------
 def _simulate(arguments: argparse.Namespace) -> None:
-    console = _console()
+    console = output_console()
     if arguments.list_policies or arguments.list_scenarios:
         if arguments.list_policies:
             _print_policies(console)
@@ -217,17 +216,6 @@ def _system(arguments: argparse.Namespace) -> Scenario:
 
 
 # ---- what is printed -----------------------------------------------------------------------------------------------
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # for `main`: rich would exit with 1, our code for a bug
-
-
-def _console() -> Console:
-    console = _Console(highlight=False)
-    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
-    return console
-
-
 def _figure(value: float, factor: float = 1.0, digits: int = 1) -> str:
     return "-" if math.isnan(value) else f"{value * factor:,.{digits}f}"
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from rich.console import Console
+
 from llm_env.errors import InputOutputError, UserError
 
 
@@ -22,7 +24,20 @@ class Terminated(BaseException):
     """SIGTERM: unfinished files are removed on the way out."""
 
 
+WIDTH = 100  # columns of printed tables
 _stopped_by: list[int] = []
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `exit_code`: rich would exit with 1, our code for a bug
+
+
+def output_console() -> Console:
+    """Standard output for tables: at most WIDTH columns, plain text where it is no terminal."""
+    console = _Console(highlight=False)
+    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    return console
 
 
 def exit_code(run: Callable[[], int | None]) -> int:

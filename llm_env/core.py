@@ -84,6 +84,7 @@ def _start(state: State, w) -> None:
     worker.end_s = system.now_s + seconds
     worker.held_until_s = system.now_s
     worker.iteration += 1
+    worker.last_batch_tokens = worker.batch_tokens
     system.busy_s += seconds
 
 

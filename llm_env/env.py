@@ -82,7 +82,8 @@ ttft_p99_s of the measured requests.
 
 ## Vectorized environment
 `gym.make_vec("llm_env:llm_env/Serving-v0", num_envs=N)` advances N systems in one compiled call; sub-environment i with
-seed s is a single environment with seed s + i. Autoreset NEXT_STEP; `autoreset_mode` in `vector_kwargs` for the others.
+seed s is a single environment with seed s + i. Autoreset NEXT_STEP; `autoreset_mode="SameStep"` or `"Disabled"` as a
+further argument of make_vec for the others.
 
 ## Version History
 - v0: first version.

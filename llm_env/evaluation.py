@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_env.aggregate import Row, aggregate, best_baseline
-from llm_env.command import exit_code
+from llm_env.command import exit_code, output_console
 from llm_env.config import scenario_to_toml
 from llm_env.errors import UserError
 from llm_env.files import staged_folder, write_csv
@@ -87,16 +86,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     study = make_study(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console = output_console()
     with staged_folder(arguments.out) as folder:
         began = time.monotonic()
         cells = _run_with_progress(study, arguments.processes)
         rows = aggregate(study, cells)
         seconds = time.monotonic() - began
-        print_tables(study, rows, console)
         write_results(study, rows, cells, folder, arguments, seconds)
         (folder / "plots").mkdir()
         draw(study, rows, cells, folder / "plots")
+    print_tables(study, rows, console)
     console.print(f"{len(cells)} cells in {seconds:.1f} s; results in {arguments.out}", highlight=False, soft_wrap=True)
     return 0
 
@@ -118,6 +117,8 @@ def make_study(arguments: Arguments) -> Study:
             raise UserError(f"loads: expected numbers above 0 and up to 10, got {load:g}")
     if len(set(arguments.loads)) != len(arguments.loads):
         raise UserError(f"loads: one is given twice: {' '.join(f'{x:g}' for x in arguments.loads)}")
+    if arguments.trace is None and arguments.time_scale != 1.0:
+        raise UserError("time-scale: only for a --trace; the rate of a scenario is set with --loads")
     scenario = load_scenario(arguments.scenario)
     contenders = []
     for path in arguments.agents:
@@ -133,8 +134,7 @@ def make_study(arguments: Arguments) -> Study:
 
 
 def _specs(given: tuple[str, ...]) -> tuple[str, ...]:
-    if given in (("none",), ()):
-        return ()
+    given = tuple(name for name in given if name != "none")
     return tuple(spec for name in given for spec in (STANDARD_BASELINES if name == "all" else (name,)))
 
 
@@ -158,6 +158,8 @@ def print_tables(study: Study, rows: list[Row], console: Console) -> None:
         where = _where(study)
         at = "" if load is None else f" at load {load:g}"
         kind = "blocks of one run" if study.trace else "seeds"
+        if mine[0].empty_seeds:
+            console.print(f"{mine[0].empty_seeds} of {len(study.seeds)} seeds had no measured request and are left out")
         console.print(slo_table(mine, f"{where}{at}: {mine[0].replications} {kind}", study.scenario.slo.rule))
         console.print(time_table(mine, f"{where}{at}: times and throughput"))
     slo = study.scenario.slo
@@ -188,7 +190,7 @@ def draw(study: Study, rows: list[Row], cells: list[CellResult], folder: Path) -
     names = [row.contender for row in at_load if row.is_agent][:2]
     names += [name for name in (best_baseline(rows, load), "sarathi", "vllm-v0") if name]
     present = {row.contender for row in at_load}
-    names = [name for name in dict.fromkeys(names) if name in present] or highlighted(at_load)[:2]
+    names = [name for name in dict.fromkeys([*names, *highlighted(at_load)]) if name in present][:4]
     plot_batches([c for c in cells if c.load == load], names, folder / "batches.png", scenario, where)
 
 

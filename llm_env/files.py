@@ -22,12 +22,14 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
     """A temporary folder whose files move into `out` when the block ends well, and vanish when it does not.
 
     It is made at once, so that an unwritable place is known before the work begins, and inside `out`, which may be a
-    mount of its own, so that every move is one rename. Files of the same name in `out` are replaced, others stay;
-    folders that were made for nothing are removed.
+    mount of its own, so that every move is one rename. Files and folders of the same name in `out` are replaced as a
+    whole, others stay; folders that were made for nothing are removed.
 
     Raises:
         InputOutputError: `out` is a file, it cannot be made or written, or a folder stands where a file should go.
     """
+    if not str(out):
+        raise InputOutputError("the name of the output folder is empty")
     out = Path(out)
     missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     staged = None
@@ -50,14 +52,18 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
 
 
 def _move_files(staged: Path, out: Path) -> None:
-    moves = [(path, out / path.relative_to(staged)) for path in sorted(staged.rglob("*")) if path.is_file()]
-    for _, target in moves:
-        if target.is_dir():
-            raise InputOutputError(f"{target}: is a folder; a file of this name is to be written")
+    moves = [(path, out / path.name) for path in sorted(staged.iterdir())]
     for path, target in moves:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        if target.exists() and target.is_dir() != path.is_dir():
+            kind = "folder" if target.is_dir() else "file"
+            raise InputOutputError(f"{target}: is a {kind}; something else of this name is to be written")
+    for path in staged.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path, target in moves:
+        if target.is_dir():
+            shutil.rmtree(target)
         path.replace(target)
 
 

@@ -279,7 +279,9 @@ def _run(state: State, q: np.ndarray) -> dict[str, Any]:
         "requests_per_s": _ratio(int(system["num_finished"]), makespan_s),
         "tokens_per_s": _ratio(prompt + output, makespan_s),
         "output_tokens_per_s": _ratio(output, makespan_s),
-        "utilisation": _ratio(float(system["busy_s"] - unfinished_s), makespan_s * len(workers)),
+        "utilisation": float(
+            np.minimum(1.0, _ratio(float(system["busy_s"] - unfinished_s), makespan_s * len(workers)))
+        ),
         "mean_num_waiting": _ratio(float(waits.sum()), makespan_s),
     }
 

@@ -138,7 +138,8 @@ def plot_distributions(
         ax.set_ylim(5e-4, 1.15)
         ax.set_xlabel(f"{what} in seconds")
     axes[0].set_ylabel("share above (unserved requests count as never)")
-    axes[1].legend(bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    if axes[1].get_legend_handles_labels()[0]:
+        axes[1].legend(bbox_to_anchor=(1.0, 1.0), loc="upper left")
     at = "" if load is None else f" at load {load:g}"
     fig.suptitle(f"Who waits how long on {where}{at}", x=0.06, ha="left", fontsize=12)
     _save(fig, path)
@@ -167,6 +168,8 @@ def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, 
     """Tokens of the batches over time, prefill and decode stacked: one strip per contender, the same workload."""
     plt = _pyplot()
     shown = [c for name in names for c in cells if c.contender == name and len(c.batches)]
+    if not shown:
+        return  # nobody formed a batch
     fig, axes = plt.subplots(len(shown), 1, figsize=(10, 1.2 + 2 * len(shown)), sharex=True, squeeze=False)
     budget = float(system_record(scenario)[0]["slo_budget"])
     end_s = max(float(c.requests["arrival_s"].max()) for c in shown)
@@ -183,7 +186,8 @@ def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, 
     axes[0, 0].legend(bbox_to_anchor=(1.0, 1.02), loc="lower right", ncol=3)
     axes[-1, 0].set_xlabel("time in seconds")
     load = "" if shown[0].load is None else f" at load {shown[0].load:g}"
-    fig.suptitle(f"What the batches hold on {where}{load} (means over {_BINS} stretches)", x=0.06, ha="left")
+    title = f"What the batches hold on {where}{load} (means over {_BINS} stretches)"
+    fig.suptitle(title, x=0.06, y=1.0, ha="left", va="bottom")
     _save(fig, path)
 
 

@@ -133,6 +133,7 @@ WORKER = np.dtype(
         ("batch_prefill", "i8"),
         ("batch_prompts", "i8"),  # how many entries prefill
         ("batch_longest", "i8"),  # tokens of the longest of them
+        ("last_batch_tokens", "i8"),  # of the batch that ran last; a hold has none
         ("batch_evicted", "i8"),  # evictions while the batch was formed
     ],
     align=True,
@@ -315,12 +316,14 @@ class Decision(NamedTuple):
             PREFILL_FIRST leaves of it beside prompts.
         prefill_tokens: most prefill tokens in the batch.
         chunk_tokens: most prefill tokens per prompt.
-        max_decodes: most decodes in the batch; beyond it those that have waited longest for a token go first.
+        max_decodes: most decodes in the batch; beyond it those that have waited longest for a token go first (under
+            LIST_ORDER the first of the list).
         max_running: no admission at or above this many admitted requests.
         packing: DECODES_FIRST, PREFILL_FIRST, LIST_ORDER (running requests as they were admitted, then the queue) or
             NEVER_MIX (prefill alone; decodes only if no prompt can be prefilled).
-        whole_prompts: 1: a prompt is prefilled in one batch or not at all (a prompt alone may exceed the budget).
-        padded: 1: prefill counts as prompts x longest prompt of the batch.
+        whole_prompts: 1: a prompt is prefilled in one batch or not at all; the only prompt of a batch may exceed the
+            budget.
+        padded: 1: whole prompts, counted as prompts x longest prompt of the batch against token_budget alone.
         order: FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK or MOORE_HODGSON.
         margin: Moore-Hodgson: factor on the time a prompt is thought to need.
         slack_weight: Moore-Hodgson: 1 sorts by deadline, 0 by remaining prefill time, between them by the mixture.

@@ -27,7 +27,7 @@ def largest_batch(setup_s, per_token_s, free_tokens, limit_s, cap_tokens) -> flo
 
     tau = b0 + (limit - c) / a. Where even an empty batch is too slow it is 1: somebody must be served.
     """
-    if limit_s <= setup_s:
+    if limit_s < setup_s:
         return 1.0
     if per_token_s * cap_tokens <= limit_s - setup_s:
         return float(cap_tokens)

@@ -12,9 +12,9 @@ from llm_env.actions import BOX_NAMES, DISCRETE_TABLE, NVEC
 from llm_env.config import Scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.scenarios import load_scenario
-from llm_env.systems import Workload, drawn_from
+from llm_env.systems import Workload, checked_load_range, drawn_from
 from llm_env.view import FEATURES
-from llm_env.workload import at_load, cut_window, draw_load, read_trace
+from llm_env.workload import at_load, cut_window, draw_load, read_trace, trace_load
 
 
 def observation_space() -> spaces.Box:
@@ -60,8 +60,12 @@ def resolve_workload(
         time_scale: factor on the trace's arrival times.
     """
     if trace is None:
+        if time_scale != 1.0:
+            raise UserError("time_scale: only for a trace; the rate of a scenario is its load")
         return drawn_from(scenario, load_range)
     requests = read_trace(trace, time_scale, scenario.slo)
     if load_range is None:
         return lambda seed: cut_window(requests, scenario, seed)
+    load_range = checked_load_range(load_range)
+    trace_load(requests, scenario)  # or an error now and not at the first reset
     return lambda seed: cut_window(at_load(requests, scenario, draw_load(seed, *load_range)), scenario, seed)

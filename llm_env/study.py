@@ -8,8 +8,10 @@ of seeds.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ from llm_env.rollout import rollout
 from llm_env.workload import at_load, draw_workload, read_trace
 
 FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
+MAX_SECONDS = 1e9  # the longest episode that settings take
 TRACE_BLOCKS = 20  # of a trace run whole, for batch-means intervals
 
 # "all" baselines: each engine's own setting, and once more with the budget derived from the TBT target where it has one
@@ -136,15 +139,14 @@ def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray
     if study.trace is None:
         return (study.scenario if load is None else with_changes(study.scenario, {"workload.load": load})), None
     requests = _trace(study.trace, study.time_scale, study.scenario)  # pyright: ignore[reportArgumentType]
-    if load is not None:
-        requests = at_load(requests, study.scenario, load)
+    requests = at_load(requests, study.scenario, load) if load is not None else requests.copy()
+    requests["arrival_s"] -= requests["arrival_s"][0]  # when the log began is no matter
     end_s = float(requests["arrival_s"][-1])
-    episode = {
-        "episode.arrivals_s": end_s + 1.0,
-        "episode.warmup_s": 0.0,
-        "episode.horizon_s": 2.0 * end_s + study.scenario.episode.horizon_s,
-    }
-    return with_changes(study.scenario, {"episode": {k.split(".")[1]: v for k, v in episode.items()}}), requests
+    horizon_s = 2.0 * end_s + study.scenario.episode.horizon_s
+    if horizon_s > MAX_SECONDS:
+        raise UserError(f"{study.trace}: lasts {end_s:g} s after scaling, too long: at most {MAX_SECONDS / 2:g} s")
+    episode = {"arrivals_s": end_s + 1.0, "warmup_s": 0.0, "horizon_s": horizon_s}
+    return with_changes(study.scenario, {"episode": episode}), requests
 
 
 def run_unit(study: Study, contender: Contender, load: float | None, seeds: tuple[int, ...]) -> list[CellResult]:
@@ -240,22 +242,17 @@ def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[Cel
     contender, load, seeds = pieces[0]
     yield 1, len(pieces), run_unit(study, contender, load, seeds)  # compiles into the cache that the others read
     context = multiprocessing.get_context("spawn")  # forked children inherit locks of torch and numba
-    with ProcessPoolExecutor(min(processes, len(pieces)), context, initializer=_one_thread) as pool:
-        futures = [pool.submit(run_unit, study, *piece) for piece in pieces[1:]]
-        try:
-            for done, future in enumerate(as_completed(futures), 2):
-                yield done, len(pieces), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
-    """Processes are used for cores: one BLAS thread each (set before numpy's first product)."""
-    import os
-
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+        os.environ.setdefault(name, "1")  # processes are used for cores: the children read this when they load numpy
+    pool = ProcessPoolExecutor(min(processes, len(pieces)), context)
+    try:
+        futures = [pool.submit(run_unit, study, *piece) for piece in pieces[1:]]
+        for done, future in enumerate(as_completed(futures), 2):
+            yield done, len(pieces), future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after an interruption only what runs is waited for
 
 
 def sort_cells(study: Study, cells: list[CellResult]) -> list[CellResult]:

@@ -25,6 +25,21 @@ Workload = Callable[[int], np.ndarray]  # seed -> REQUEST array
 NUM_TRAINING_SEEDS = 1_000_000  # 0 ... 999,999; episodes that nobody seeds draw from these
 
 
+def checked_load_range(load_range: tuple[float, float]) -> tuple[float, float]:
+    """(low, high) if 0 < low <= high <= 10.
+
+    Raises:
+        UserError: it is no such pair.
+    """
+    try:
+        low, high = (float(value) for value in load_range)
+    except (TypeError, ValueError):
+        low = high = float("nan")
+    if not 0 < low <= high <= 10:
+        raise UserError(f"load_range: expected (low, high) with 0 < low <= high <= 10, got {load_range!r}")
+    return low, high
+
+
 def drawn_from(scenario: Scenario, load_range: tuple[float, float] | None = None) -> Workload:
     """Workloads of a scenario; with a load range each seed also draws its load, uniformly.
 
@@ -33,9 +48,7 @@ def drawn_from(scenario: Scenario, load_range: tuple[float, float] | None = None
     """
     if load_range is None:
         return lambda seed: draw_workload(scenario, seed)
-    low, high = load_range
-    if not 0 < low <= high <= 10:
-        raise UserError(f"load_range: expected 0 < low <= high <= 10, got {load_range!r}")
+    low, high = checked_load_range(load_range)
     capacity = capacity_requests_per_s(scenario)
     return lambda seed: draw_workload(scenario, seed, capacity * draw_load(seed, low, high))
 
@@ -117,6 +130,9 @@ class Systems:
             ValueError: wrong shape, or a level outside its range (a float outside [-1, 1] is clipped, NaN refused).
         """
         actions = np.asarray(actions)
+        shape = (self.num_envs,) if self.kind == DISCRETE else (self.num_envs, 4)
+        if actions.shape != shape:
+            raise ValueError(f"action: expected shape {shape} with the systems first, got {actions.shape}")
         if self.kind != BOX and actions.dtype.kind not in "iu":
             raise ValueError(f"action: expected integers, got {actions!r}")
         if self.kind == BOX:

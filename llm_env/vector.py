@@ -103,12 +103,12 @@ class ServingVectorEnv(VectorEnv):
         """One decision in every sub-environment."""
         which = self._all
         restarted: dict[int, int] = {}
+        if self._ended.any() and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ValueError("an episode has ended: reset it first with options={'reset_mask': ...}")
+        self._systems.set_actions(actions)
         if self._ended.any():
-            if self.autoreset_mode == AutoresetMode.DISABLED:
-                raise ValueError("an episode has ended: reset it first with options={'reset_mask': ...}")
             which = ~self._ended
             restarted = {int(e): self._systems.restart(int(e), None) for e in np.flatnonzero(self._ended)}
-        self._systems.set_actions(actions)
         step = self._systems.step(which)
         observations = step.observations
         infos: dict[str, Any] = {}

@@ -101,7 +101,7 @@ def make_view(state: State) -> View:
         system.block_tokens,
         kv_used,
         worker.end_s - worker.start_s,
-        worker.batch_tokens,
+        worker.last_batch_tokens,
     )
 
 

@@ -184,7 +184,7 @@ def test_the_summary_as_json_is_no_json(trace, capsys):
 
 def test_a_flag_does_not_override_the_scenario(capsys):
     found = {}
-    for flags in ((), ("--load", "0.2"), ("--workers", "2"), ("--service", "llama3-8b-a100x1"), ("--tbt-ms", "1")):
+    for flags in ((), ("--load", "0.2"), ("--workers", "2"), ("--service", "llama3-8b-a100x1"), ("--tbt-ms", "60")):
         assert main(["simulate", "--scenario", "chat", "--json", *flags]) == 0
         found[flags] = json.loads(capsys.readouterr().out)["summary"]
     assert len({json.dumps(summary) for summary in found.values()}) == len(found)

@@ -270,6 +270,29 @@ def test_a_wrong_argument_is_named(kwargs, words):
         ServingEnv(**({"scenario": "chat"} | kwargs))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (1, 4), (3, 1), (3, 5), (2, 4)])
+def test_actions_of_a_wrong_shape_are_not_spread_over_the_systems(shape):
+    envs = gym.make_vec(IDS[0], num_envs=3, changes=SHORT)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="shape"):
+        envs.step(np.zeros(shape, int))
+    envs.step(np.zeros((3, 4), int))
+
+
+def test_the_documented_autoreset_argument_works():
+    envs = gym.make_vec("llm_env:llm_env/Serving-v0", num_envs=2, autoreset_mode="SameStep")
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("load_range", [(2, 1), (0, 0), (float("nan"), 1), (-1, -0.5), (0.5, 100), 0.5, (0.5,)])
+@pytest.mark.parametrize("with_trace", [False, True])
+def test_a_bad_load_range_is_refused_at_once(load_range, with_trace, tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,2\n9,10,2\n")
+    with pytest.raises(UserError, match="load_range"):
+        ServingEnv("chat", load_range=load_range, trace=path if with_trace else None)
+
+
 def test_a_trace_gives_episodes_of_real_arrivals(tmp_path):
     path = tmp_path / "trace.csv"
     rows = [f"{k * 0.4},{100 + k},{5 + k % 7}" for k in range(200)]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from llm_env.scenarios import load_scenario
 from llm_env.study import STANDARD_BASELINES, Study, baseline_contender, run_study, sort_cells
 from llm_env.workload import draw_workload
 
+ROOT = Path(__file__).resolve().parent.parent
 SHORT = """
 name = "short"
 [system.kv]
@@ -183,3 +187,74 @@ def test_an_output_that_is_a_file_is_refused_before_the_work(tmp_path, capsys):
 def test_wrong_usage_exits_with_2(capsys):
     assert main(["--no-such-flag"]) == 2
     assert "no-such-flag" in capsys.readouterr().err
+
+
+def write_trace(path: Path, start_s: float) -> str:
+    rng = np.random.default_rng(1)
+    arrivals = start_s + np.cumsum(rng.integers(0, 4, 300)) / 4  # exact in binary, whatever is added
+    lines = [f"{t},{rng.integers(20, 900)},{rng.integers(1, 60)}" for t in arrivals.tolist()]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]) + "\n")
+    return str(path)
+
+
+def test_results_on_a_trace_do_not_depend_on_when_its_log_began(short, tmp_path):
+    cells = []
+    for start_s in (0.0, 4096.0):
+        out = tmp_path / f"out{start_s:g}"
+        trace = write_trace(tmp_path / f"{start_s:g}.csv", start_s)
+        assert run("--scenario", short, "--trace", trace, "--baselines", "sarathi:slo", "--out", str(out)) == 0
+        cells.append((out / "cells.csv").read_bytes())
+    assert cells[0] == cells[1]
+
+
+def test_a_seed_without_requests_is_left_out_for_all_and_named(short, tmp_path, capsys):
+    rare = tmp_path / "rare.toml"
+    rare.write_text(SHORT.replace("load = 0.8", "rate_per_s = 0.1"))
+    out = tmp_path / "out"
+    arguments = ("--scenario", str(rare), "--baselines", "fcfs", "sarathi", "--seeds", "12", "--out", str(out))
+    assert run(*arguments) == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    empty = sum(row["num_requests"] == "0" for row in read(out / "cells.csv") if row["policy"] == "fcfs")
+    assert 0 < empty < 12
+    assert {row["replications"] for row in rows} == {12 - empty}
+    assert f"{empty} of 12 seeds" in capsys.readouterr().out
+    assert all(row["slo_attainment_p99"] is not None for row in rows)
+
+
+def test_a_system_that_can_serve_nobody_is_reported(short, tmp_path):
+    tiny = tmp_path / "tiny.toml"
+    tiny.write_text(SHORT.replace("blocks = 1200", "blocks = 1"))
+    out = tmp_path / "out"
+    assert run("--scenario", str(tiny), "--baselines", "sarathi", "--seeds", "2", "--out", str(out)) == 0
+    assert json.loads((out / "results.json").read_text())["rows"][0]["slo_attainment_p99"] == 0
+
+
+def test_pictures_of_an_earlier_study_do_not_stay(short, tmp_path):
+    out = tmp_path / "out"
+    for loads in (("0.6", "1.0"), ("0.3",)):
+        arguments = ("--scenario", short, "--baselines", "sarathi", "--seeds", "2", "--out", str(out))
+        assert run(*arguments, "--loads", *loads) == 0
+    names = {path.name for path in (out / "plots").iterdir()}
+    assert names == {"attainment.png", "batches.png", "distributions-load-0.3.png"}
+
+
+def test_an_interrupted_study_drops_the_work_that_waits(short):
+    study = Study(load_scenario(short), (baseline_contender("random"),), tuple(np.arange(1, 21) / 10), tuple(range(40)))
+    results = run_study(study, 2)
+    for _ in range(2):
+        _, total, _ = next(results)
+    began = time.monotonic()
+    results.close()
+    assert total == 40
+    assert time.monotonic() - began < 20
+
+
+def test_a_reader_that_stops_early_loses_no_results(short, tmp_path):
+    out = tmp_path / "out"
+    arguments = f"--scenario {short} --baselines sarathi --seeds 2 --processes 1 --out {out}"
+    command = f"{sys.executable} evaluate.py {arguments} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "results.json").exists()

@@ -121,7 +121,7 @@ def expected_view(state, rule):
         "block_tokens": 4,
         "kv_used": sum(int(q[i]["blocks"]) for i in running) / s["kv_blocks"] if s["kv_limited"] else 0.0,
         "last_batch_s": worker["end_s"] - worker["start_s"],
-        "last_batch_tokens": worker["batch_tokens"],
+        "last_batch_tokens": worker["last_batch_tokens"],
     }
 
 

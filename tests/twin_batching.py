@@ -16,6 +16,7 @@ from llm_env.records import (
     KV_PROMPT,
     LEAST_SLACK,
     LIST_ORDER,
+    MOORE_HODGSON,
     NEVER_MIX,
     PREFILL_FIRST,
     SHORTEST_PREFILL,
@@ -51,7 +52,7 @@ def form_batch(sim: Simulator, worker: Worker, batch: Batch, d: Decision) -> Non
 class _Former:
     def __init__(self, sim: Simulator, worker: Worker, batch: Batch, d: Decision) -> None:
         self.sim, self.settings, self.worker, self.batch, self.d = sim, sim.settings, worker, batch, d
-        self.admitting = self.continuing = True  # until the first that does not fit
+        self.admitting = True  # until the first that does not fit
 
     # ---- packings --------------------------------------------------------------------------------------------------
     def add_decodes(self, most: float) -> None:
@@ -84,11 +85,14 @@ class _Former:
         for request in list(prompts):
             if self.batch.prefill_tokens >= most:
                 return
-            if request in self.worker.running and self.continuing:
-                # Reading: a partly prefilled prompt that does not fit ends those, not the admissions.
-                self.continuing = self.chunk(request, most) > 0
-                if self.continuing:
+            if request in self.worker.running:
+                fits = self.chunk(request, most) > 0
+                if fits:
                     self.continue_prompt(request, most)
+                # Reading: a partly prefilled whole prompt that does not fit holds up, by order, the others of its
+                # kind (FCFS), nobody (Moore-Hodgson), or everybody behind it.
+                elif self.d.order != MOORE_HODGSON:
+                    return
             elif request in self.sim.resumed + self.sim.waiting and self.admitting:
                 self.admitting = self.admit(request, most)
 
@@ -137,16 +141,19 @@ class _Former:
         waiting = [r for r in requests if r.status == WAITING]
         hopeless = [r for r in waiting if r.deadline_s - prefill_time(self.settings, r.left) < now_s]
         feasible = sorted((r for r in waiting if r not in hopeless), key=self.due_s)
-        looked_at = feasible[:WINDOW] + [r for r in requests if r.status != WAITING]
+        looked_at = [r for r in requests if r.status != WAITING] + feasible[:WINDOW]  # of equals the partial first
         looked_at.sort(key=self.due_s)
         kept: list[Request] = []
         dropped: list[Request] = []
+        busy_s = 0.0  # kept as a running sum: grids of times make ties, which a last digit decides
         for request in looked_at:
             kept.append(request)
-            while kept and now_s + sum(need_s[r] for r in kept) > self.due_s(request):
+            busy_s += need_s[request]
+            while kept and busy_s > self.due_s(request) - now_s:
                 longest = max(kept, key=lambda r: need_s[r])
                 kept.remove(longest)
                 dropped.append(longest)
+                busy_s -= need_s[longest]
 
         def key(request: Request) -> float:
             mixture = d.slack_weight * (self.due_s(request) - now_s) + (1 - d.slack_weight) * need_s[request]
@@ -206,13 +213,15 @@ class _Former:
 
     def chunk(self, request: Request, most: int) -> int:
         """How many tokens of a prompt this batch may take; 0 if none."""
+        room = most - self.batch.prefill_tokens
+        if room <= 0:
+            return 0
+        alone = self.batch.prompts == 0  # Reading: decodes beside it do not count
         if self.d.padded:
-            count = self.batch.prompts + 1
-            room = most // count if self.batch.longest * count <= most else 0
-        else:
-            room = most - self.batch.prefill_tokens
+            # Reading: implies whole prompts; the padded count is held against the token budget alone.
+            padded = (self.batch.prompts + 1) * max(self.batch.longest, request.left)
+            return request.left if padded <= self.d.token_budget or alone else 0
         if self.d.whole_prompts:
-            alone = self.batch.prompts == 0 and most > 0  # Reading: decodes beside it do not count
             return request.left if request.left <= room or alone else 0
         return max(0, min(request.left, self.d.chunk_tokens, room))
 

@@ -75,11 +75,17 @@ def capacity_tokens_per_s(scenario: Scenario) -> float:
     batch. KV memory is not considered: where it binds, less than load 1.0 can be served.
 
     Raises:
-        UserError: a batch of tau tokens takes no time, so there is no such rate.
+        UserError: a batch of tau tokens takes no time, or none meets the target, so there is no such rate.
     """
     system, service = scenario.system, scenario.system.service
     tau = slo_budget(service, scenario.slo.tightest_tbt_ms, system.max_running)
     batch_ms = batch_seconds(service.setup_ms, service.per_token_ms, service.free_tokens, tau, 1.0, 1.0)
+    tbt_ms = scenario.slo.tightest_tbt_ms
+    if tbt_ms < service.setup_ms:
+        raise UserError(
+            f"scenario: workload.load: no batch meets a TBT target of {tbt_ms:g} ms with a setup time of"
+            f" {service.setup_ms:g} ms, so load has no meaning: give workload.rate_per_s instead"
+        )
     if batch_ms <= 0.0:
         raise UserError(
             f"scenario: workload.load: a batch of {tau:g} tokens takes no time, so the capacity is unbounded:"
