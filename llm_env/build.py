@@ -5,6 +5,8 @@ The one place where settings become seconds. Knows the floors below; runs nothin
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from llm_env.batching import WINDOW
@@ -20,6 +22,7 @@ from llm_env.records import (
     BY_PROMPT,
     GAP,
     NEEDS_ROOM,
+    NOISES,
     NUM_BUCKETS,
     NUM_RANKS,
     NUM_SETS,
@@ -29,7 +32,7 @@ from llm_env.records import (
     WORKER,
     State,
 )
-from llm_env.service import largest_batch, prefill_times
+from llm_env.service import curve_budget, prefill_times, service_curve
 from llm_env.workload import draw_noise
 
 UNLIMITED_BLOCKS = 1 << 40
@@ -43,11 +46,17 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     settings, service, kv = scenario.system, scenario.system.service, scenario.system.kv
     system = np.zeros(1, SYSTEM)
     s = system[0]
-    s["setup_s"] = service.setup_ms / 1e3
-    s["per_token_s"] = service.per_token_ms / 1e3
-    s["free_tokens"] = service.free_tokens
-    s["setup_noise"] = service.setup_noise != "none"
-    s["per_token_noise"] = service.per_token_noise != "none"
+    curve = service_curve(service, 1e3)
+    for name in ("setup_s", "per_token_s", "free_tokens", "step_tokens", "num_points"):
+        s[name] = getattr(curve, name)
+    s["points"][: curve.num_points] = curve.points
+    s["decode_fixed_s"] = service.decode_fixed_ms / 1e3
+    s["cached_token_s"] = service.kv_ms_per_1k_cached_tokens / 1e6
+    s["token_context_s"] = service.prefill_attention_ms_per_1m_token_context / 1e9
+    s["setup_noise"] = NOISES.index(service.setup_noise)
+    s["setup_noise_cv"] = service.setup_noise_cv or 0.0
+    s["per_token_noise"] = NOISES.index(service.per_token_noise)
+    s["per_token_noise_cv"] = service.per_token_noise_cv or 0.0
     s["kv_limited"] = kv.blocks is not None
     s["kv_blocks"] = UNLIMITED_BLOCKS if kv.blocks is None else kv.blocks
     s["block_tokens"] = kv.block_tokens
@@ -57,7 +66,7 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     s["slo_rule"] = SLO_RULES.index(scenario.slo.rule)
     s["ttft_target_s"] = min(c.ttft_ms for c in scenario.slo.classes) / 1e3
     s["tbt_target_s"] = scenario.slo.tightest_tbt_ms / 1e3
-    s["slo_budget"] = largest_batch(s["setup_s"], s["per_token_s"], s["free_tokens"], s["tbt_target_s"], SLO_BUDGET_CAP)
+    s["slo_budget"] = curve_budget(curve, s["tbt_target_s"], SLO_BUDGET_CAP)
     s["horizon_s"] = scenario.episode.horizon_s
     s["record"] = record
     return system
@@ -168,15 +177,21 @@ def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
     state.workers["free_blocks"] = system["kv_blocks"]
     if state.noise.shape[1]:
         for w in range(state.noise.shape[0]):
-            state.noise[w] = draw_noise(seed, w, 0, state.noise.shape[1])
+            state.noise[w] = draw_noise(seed, w, 0, state.noise.shape[1], *_families(system))
     advance(state)
     return states
+
+
+def _families(system: Any) -> tuple[tuple[int, float], tuple[int, float]]:
+    """Family and cv of the noise of the setup and of the per-token term. Args: system: a SYSTEM record."""
+    setup = int(system["setup_noise"]), float(system["setup_noise_cv"])
+    return setup, (int(system["per_token_noise"]), float(system["per_token_noise_cv"]))
 
 
 def _restart_system(state: State, num_requests: int) -> None:
     names = SYSTEM.names
     assert names is not None
-    for name in names[names.index("now_s") :]:
+    for name in names[names.index("now_s") : names.index("points")]:
         state.system[name] = 0
     state.system["num_requests"] = num_requests
     state.system["phase"] = ACTIVE
@@ -198,7 +213,7 @@ def enlarge(states: State, seeds: np.ndarray) -> State:
     if have:
         noise = _widened(states.noise, 2, 2 * have)
         for e, w in np.ndindex(noise.shape[:2]):
-            noise[e, w, have:] = draw_noise(int(seeds[e]), w, have, have)
+            noise[e, w, have:] = draw_noise(int(seeds[e]), w, have, have, *_families(states.system[e, 0]))
         states = states._replace(noise=noise)
     phase = states.system["phase"]
     phase[phase == NEEDS_ROOM] = ACTIVE

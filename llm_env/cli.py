@@ -78,6 +78,7 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m llm_env", description="Simulates LLM serving.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_calibrate(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",
@@ -105,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--load", type=_number(0, 10, above=True), metavar="F", help="rate of a scenario as a share of its capacity"
     )
-    what.add_argument("--service", metavar="C,A,B0|PRESET", help="setup ms, ms per token, free tokens: 45.5,0.30,64")
+    what.add_argument(
+        "--service",
+        metavar="C,A,B0|PRESET|FILE",
+        help="setup ms, ms per token, free tokens: 45.5,0.30,64; or a preset with all its terms; or the line that fits"
+        " it best, as PRESET:linear; or a file: the service of a scenario (.toml), a table tokens,ms (.csv). Noise"
+        " stays as the scenario has it",
+    )
     what.add_argument("--kv-blocks", type=_integer(1, 100_000_000), metavar="N", help="KV blocks of each worker")
     what.add_argument(
         "--kv-watermark", type=_number(0, 0.999), metavar="F", help="share kept free at admission, not the policy's own"
@@ -206,13 +213,56 @@ def _system(arguments: argparse.Namespace) -> Scenario:
     }
     if arguments.service is not None:
         service = service_from_text(arguments.service)
-        for name in ("setup_ms", "per_token_ms", "free_tokens"):
-            changes[f"system.service.{name}"] = getattr(service, name)
+        noise = {name: value for name, value in scenario.system.service if "noise" in name}
+        changes["system.service"] = service.model_copy(update=noise).model_dump(exclude_none=True)
     targets = {"ttft_ms": arguments.ttft_ms, "tbt_ms": arguments.tbt_ms}
     targets = {name: value for name, value in targets.items() if value is not None}
     if targets:
         changes["slo.classes"] = [{**c.model_dump(), **targets} for c in scenario.slo.classes]
     return with_changes(scenario, changes) if changes else scenario
+
+
+# ---- calibrate -----------------------------------------------------------------------------------------------------
+def _add_calibrate(commands: Any) -> None:
+    add = commands.add_parser(
+        "calibrate",
+        help="fit the service time to measured batches",
+        description="Fits the service time to a CSV file of measured batches by least squares: setup, per token and"
+        " free tokens, and a term for each optional column. Prints the fit, R^2 and the mean error.",
+        epilog="exit codes: 0 done, 1 a bug, 2 bad input, 3 input or output failed, 130 interrupted",
+        allow_abbrev=False,
+    )
+    add.set_defaults(run=_calibrate)
+    add.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="columns tokens,ms and optionally decodes, cached_tokens (of the decodes, before the batch) and"
+        " prefill_context (sum of chunk tokens x context, the chunk included)",
+    )
+    add.add_argument(
+        "--out", metavar="DIR", type=Path, help="write service.toml (for --service) and fit.png (the fit as a picture)"
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from llm_env.calibrate import FILES, calibrate  # here, because scipy and the plots take long to import
+
+    console = output_console()
+    fit = calibrate(arguments.file, arguments.out)
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name in fit.terms:
+        table.add_row(name, f"{getattr(fit.service, name):.6g}")
+    table.add_row("R^2", _figure(fit.r2, digits=6))
+    table.add_row("mean absolute percentage error (%)", _figure(fit.mape, 100, 3))
+    console.print(Text(f"fit to {len(fit.fitted_ms):,} batches of {arguments.file}", "bold"), soft_wrap=True)
+    console.print(table)
+    for name in fit.left_out:
+        console.print(Text(f"{name}: the same in every batch, so its term was left out"))
+    if arguments.out is not None:
+        console.print(Text(f"\n{', '.join(FILES)} are in {arguments.out}"), soft_wrap=True)
 
 
 # ---- what is printed -----------------------------------------------------------------------------------------------
@@ -308,6 +358,6 @@ def _print_scenarios(console: Console) -> None:
         console.print()
     console.print(Text("service presets", "bold"))
     for name in preset_names():
-        service = service_from_text(name)
+        service = service_from_text(f"{name}:linear")
         curve = f"{service.setup_ms:g},{service.per_token_ms:g},{service.free_tokens}"
-        console.print(Text(f"  {name:28s} {curve}"))
+        console.print(Text(f"  {name:28s} {curve} as {name}:linear"))

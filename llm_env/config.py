@@ -7,6 +7,7 @@ one place, `llm_env.rollout.new_state`. This file knows no other file of the pac
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,12 +18,16 @@ from pydantic_core import ErrorDetails
 from llm_env.errors import InputOutputError, UserError, join_problems
 
 MAX_TOKENS = 1_048_576  # the longest prompt or output that is taken for real
+MAX_POINTS = 256  # of a measured service table
 Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SLORule = Literal["max", "p99", "deadline"]
-Noise = Literal["none", "exponential"]
+Noise = Literal["none", "exponential", "gamma", "lognormal"]
+NoiseCV = Annotated[float, Field(gt=0, le=5)]
+ServiceForm = Literal["linear", "staircase", "table"]
+Point = Annotated[tuple[Tokens, Milliseconds], Field(strict=False)]
 
 
 class Settings(BaseModel):
@@ -32,22 +37,78 @@ class Settings(BaseModel):
 
 
 class ServiceSettings(Settings):
-    """Duration of a batch of b tokens: S(b) = setup + per_token * max(0, b - free_tokens).
+    """Duration of a batch: a curve of its b tokens, and terms for what its requests attend to.
 
-    The defaults are the published fit for Llama-3-70B on 2 x A100 (45.5 ms, 0.30 ms, 64 tokens). Noise multiplies the
-    setup or the per-token term by draws of mean 1 that are indexed by (worker, iteration).
+    The curve (`form`) is linear, setup + per_token * max(0, b - free_tokens); a staircase, setup + step * ceil(b /
+    step_tokens); or a table of measured points [tokens, ms], see `llm_env.service.table_seconds`. To it are added
+    decode_fixed if the batch holds a decode; kv per 1,000 cached tokens of its decodes; prefill_attention per million
+    of chunk tokens x context, summed over its prefill entries. Noise multiplies the setup or the per-token term by
+    draws of mean 1 that are indexed by (worker, iteration); `_cv` is their coefficient of variation: gamma draws with
+    cv 1/sqrt(k) are Erlang with k phases.
+
+    The defaults are the published fit for Llama-3-70B on 2 x A100 (45.5 ms, 0.30 ms, 64 tokens). In the other forms
+    those of the terms that do not belong to them are 0.
     """
 
+    form: ServiceForm = "linear"
     setup_ms: Milliseconds = 45.5
     per_token_ms: Milliseconds = 0.30
     free_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 64
+    step_ms: Milliseconds | None = None
+    step_tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = None
+    points: Annotated[tuple[Point, ...], Field(min_length=2, max_length=MAX_POINTS, strict=False)] | None = None
+    decode_fixed_ms: Milliseconds = 0.0
+    kv_ms_per_1k_cached_tokens: Milliseconds = 0.0
+    prefill_attention_ms_per_1m_token_context: Milliseconds = 0.0
     setup_noise: Noise = "none"
+    setup_noise_cv: NoiseCV | None = None
     per_token_noise: Noise = "none"
+    per_token_noise_cv: NoiseCV | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_line_by_default(cls, data: Any) -> Any:
+        unused = {"staircase": {"per_token_ms": 0.0, "free_tokens": 0}}
+        unused["table"] = {"setup_ms": 0.0, **unused["staircase"]}
+        form = data.get("form") if isinstance(data, dict) else None
+        return {**unused[form], **data} if form in ("staircase", "table") else data
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ServiceSettings:
+        given = [name for name in ("step_ms", "step_tokens", "points") if getattr(self, name) is not None]
+        needed = {"linear": [], "staircase": ["step_ms", "step_tokens"], "table": ["points"]}[self.form]
+        if given != needed:
+            wrong = next(name for name in ("step_ms", "step_tokens", "points") if (name in given) != (name in needed))
+            raise ValueError(f"form {self.form!r} {'needs' if wrong in needed else 'has no'} {wrong}")
+        line = {"linear": (), "staircase": ("per_token_ms", "free_tokens")}.get(
+            self.form, ("setup_ms", "per_token_ms", "free_tokens")
+        )
+        for name in line:
+            if getattr(self, name) != 0:
+                raise ValueError(f"form {self.form!r} has no {name}, got {getattr(self, name):g}")
+        return self
 
     @model_validator(mode="after")
     def _takes_time(self) -> ServiceSettings:
-        if self.setup_ms + self.per_token_ms <= 0:
+        if self.points is not None:
+            for (tokens, ms), (more_tokens, more_ms) in pairwise(self.points):
+                if more_tokens <= tokens or more_ms < ms:
+                    raise ValueError(
+                        "points: expected more tokens in each than in the one before and not fewer ms,"
+                        f" got [{tokens}, {ms:g}], [{more_tokens}, {more_ms:g}]"
+                    )
+            if self.points[0][1] <= 0:
+                raise ValueError("points: the first cannot take 0 ms: time would stand still")
+        elif self.setup_ms + self.per_token_ms + (self.step_ms or 0.0) <= 0:
             raise ValueError("setup_ms and per_token_ms cannot both be 0: time would stand still")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_has_its_cv(self) -> ServiceSettings:
+        for name in ("setup_noise", "per_token_noise"):
+            family, cv = getattr(self, name), getattr(self, f"{name}_cv")
+            if (family in ("gamma", "lognormal")) != (cv is not None):
+                raise ValueError(f"{name} {family!r} {'has no' if cv is not None else 'needs'} {name}_cv")
         return self
 
 

@@ -59,7 +59,7 @@ def step(state: State, d: Decision) -> None:
 def has_room(state: State) -> bool:
     """True if noise and logs have room for whatever one step can do."""
     system, num_workers = state.system[0], state.workers.shape[0]
-    if system.setup_noise == 1 or system.per_token_noise == 1:
+    if system.setup_noise > 0 or system.per_token_noise > 0:
         if state.workers[system.worker].iteration >= state.noise.shape[1]:
             return False
     if system.record == 0:
@@ -74,10 +74,14 @@ def has_room(state: State) -> bool:
 def _start(state: State, w) -> None:
     """The worker begins the batch that was formed: busy for S(b)."""
     system, worker = state.system[0], state.workers[w]
-    setup_factor = state.noise[w, worker.iteration, 0] if system.setup_noise == 1 else 1.0
-    token_factor = state.noise[w, worker.iteration, 1] if system.per_token_noise == 1 else 1.0
+    setup_factor = state.noise[w, worker.iteration, 0] if system.setup_noise > 0 else 1.0
+    token_factor = state.noise[w, worker.iteration, 1] if system.per_token_noise > 0 else 1.0
+    cached_tokens, token_context = 0, 0
+    if system.cached_token_s > 0.0 or system.token_context_s > 0.0:
+        cached_tokens, token_context = _attention(state, w)
+    num_decodes = worker.batch_size - worker.batch_prompts
     seconds = batch_seconds(
-        system.setup_s, system.per_token_s, system.free_tokens, worker.batch_tokens, setup_factor, token_factor
+        system, worker.batch_tokens, num_decodes, cached_tokens, token_context, setup_factor, token_factor
     )
     worker.busy = 1
     worker.start_s = system.now_s
@@ -86,6 +90,24 @@ def _start(state: State, w) -> None:
     worker.iteration += 1
     worker.last_batch_tokens = worker.batch_tokens
     system.busy_s += seconds
+
+
+@njit
+def _attention(state: State, w) -> tuple[int, int]:
+    """What the batch of worker w attends to.
+
+    Returns:
+        Tokens with KV of its decodes before this step; the sum over its prefill entries of chunk tokens x context,
+        where the context is what had been computed before plus the chunk itself.
+    """
+    cached_tokens, token_context = 0, 0
+    for k in range(state.workers[w].batch_size):
+        r, tokens = state.requests[state.batch[w, k, 0]], state.batch[w, k, 1]
+        if r.computed_tokens < r.prefill_tokens:
+            token_context += tokens * (r.computed_tokens + tokens)
+        else:
+            cached_tokens += r.computed_tokens
+    return cached_tokens, token_context
 
 
 @njit

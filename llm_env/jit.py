@@ -31,6 +31,7 @@ CACHED_FOLDERS = (PACKAGE, PACKAGE.parent / "baselines")
 _PROGRAMS = (
     "__main__",
     "aggregate",
+    "calibrate",
     "cli",
     "command",
     "evaluation",
@@ -40,7 +41,18 @@ _PROGRAMS = (
     "study",
     "tables",
 )
-_ENVIRONMENTS = ("env", "files", "metrics", "render", "scenarios", "spaces", "systems", "vector", "wrappers")
+_ENVIRONMENTS = (
+    "env",
+    "files",
+    "measured",
+    "metrics",
+    "render",
+    "scenarios",
+    "spaces",
+    "systems",
+    "vector",
+    "wrappers",
+)
 SHELLS = frozenset(_PROGRAMS + _ENVIRONMENTS)
 
 

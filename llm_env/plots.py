@@ -206,3 +206,30 @@ def _binned(log: np.ndarray, end_s: float) -> tuple[np.ndarray, np.ndarray, np.n
 def _save(fig: Any, path: Path) -> None:
     fig.savefig(path, bbox_inches="tight", metadata={"Software": None})
     _pyplot().close(fig)
+
+
+def plot_fit(tokens: np.ndarray, ms: np.ndarray, fitted_ms: np.ndarray, r2: float, mape: float, path: Path) -> None:
+    """Fitted against measured durations of batches, and the relative error against their size.
+
+    Args:
+        tokens: of each batch, as ms and fitted_ms (milliseconds).
+        r2: of the fit.
+        mape: mean of |fitted - measured| / measured.
+        path: of the picture.
+    """
+    plt = _pyplot()
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 4))
+    ends = [min(ms.min(), fitted_ms.min()), max(ms.max(), fitted_ms.max())]
+    points = {"s": 7, "alpha": 0.4, "lw": 0, "color": COLOURS[0], "rasterized": True}
+    left.scatter(ms, fitted_ms, **points)
+    left.plot(ends, ends, color=COLOURS[1], lw=1.2, label="fitted = measured")
+    left.set_xlabel("measured (ms)")
+    left.set_ylabel("fitted (ms)")
+    left.set_title(f"The fit is off by {mape:.1%} on average, R² {r2:.4f}")
+    left.legend()
+    right.scatter(tokens, 100 * (fitted_ms - ms) / ms, **points)
+    right.axhline(0, color=COLOURS[1], lw=1.2)
+    right.set_xlabel("tokens in the batch")
+    right.set_ylabel("fitted - measured (% of measured)")
+    fig.tight_layout()
+    _save(fig, path)

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numba import types
 
+from llm_env.config import MAX_POINTS
 from llm_env.jit import njit
 
 INF = float("inf")
@@ -66,6 +67,9 @@ LATE_TOLERANCE_S = 1e-9  # a token this much after its due time is still on time
 
 ACTIVE, DRAINED, HORIZON, NEEDS_ROOM = range(4)  # SYSTEM.phase
 
+NO_NOISE, EXPONENTIAL, GAMMA, LOGNORMAL = range(4)  # SYSTEM.setup_noise and per_token_noise
+NOISES = ("none", "exponential", "gamma", "lognormal")
+
 SYSTEM = np.dtype(
     [
         # settings, in seconds and tokens
@@ -73,8 +77,15 @@ SYSTEM = np.dtype(
         ("setup_s", "f8"),
         ("per_token_s", "f8"),
         ("free_tokens", "i8"),
-        ("setup_noise", "i8"),  # 1: setup is multiplied by noise[worker, iteration, 0]
-        ("per_token_noise", "i8"),  # 1: the per-token term is multiplied by noise[worker, iteration, 1]
+        ("setup_noise", "i8"),  # above 0: setup is multiplied by noise[worker, iteration, 0] of this family
+        ("setup_noise_cv", "f8"),  # of gamma and lognormal
+        ("per_token_noise", "i8"),  # above 0: the per-token term is multiplied by noise[worker, iteration, 1]
+        ("per_token_noise_cv", "f8"),
+        ("step_tokens", "i8"),  # tokens are counted in whole steps of this many
+        ("num_points", "i8"),  # above 0: a measured table, whose line is only what a View shows of it
+        ("decode_fixed_s", "f8"),  # if the batch holds a decode
+        ("cached_token_s", "f8"),  # per cached token of the batch's decodes
+        ("token_context_s", "f8"),  # per prefill token and token of its context
         ("kv_blocks", "i8"),  # per worker
         ("kv_limited", "i8"),  # 0: kv_blocks is a number that is never reached
         ("block_tokens", "i8"),
@@ -114,6 +125,8 @@ SYSTEM = np.dtype(
         ("step_completion", "f8"),
         ("step_token", "f8"),
         ("step_queue", "f8"),
+        # settings once more, last because large: what is read in every step lies close together
+        ("points", "f8", (MAX_POINTS, 2)),  # the first num_points: tokens, seconds
     ],
     align=True,
 )

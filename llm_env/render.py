@@ -83,7 +83,7 @@ class _Totals(NamedTuple):
 
 
 def _scalars(record: Any, dtype: np.dtype) -> dict[str, Any]:
-    return {name: record[name].item() for name in dtype.names or ()}
+    return {name: record[name].item() for name in dtype.names or () if not dtype[name].shape}
 
 
 def _totals(state: State) -> _Totals:

@@ -1,4 +1,4 @@
-"""The scenarios and service presets that come with the package, by name. Knows only the settings and the errors."""
+"""The scenarios and service presets that come with the package, by name. Knows only settings, files and errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from pydantic import ValidationError
 
 from llm_env.config import Scenario, ServiceSettings, describe_problems, read_scenario
 from llm_env.errors import UserError
+from llm_env.measured import read_table
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() takes more than people mean
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_LINE = ("setup_ms", "per_token_ms", "free_tokens")
+_TERMS = (*_LINE, "decode_fixed_ms", "kv_ms_per_1k_cached_tokens", "prefill_attention_ms_per_1m_token_context")
 
 
 def scenario_names() -> tuple[str, ...]:
@@ -52,31 +55,34 @@ def preset_names() -> tuple[str, ...]:
 
 
 def service_from_text(text: str) -> ServiceSettings:
-    """The service time that a short text names.
+    """The service time that a short text or a file names.
 
     Args:
-        text: ``"setup_ms,per_token_ms,free_tokens"`` such as ``"45.5,0.30,64"``, or the name of a preset, of which
-            the linear curve is taken.
+        text: ``"setup_ms,per_token_ms,free_tokens"`` such as ``"45.5,0.30,64"``; or the name of a preset, with all
+            its terms; or ``"NAME:linear"``, the line that fits it best; or a file: the service of a scenario (.toml)
+            or a measured table (.csv, see `llm_env.measured.read_table`).
 
     Raises:
-        UserError: neither, or a number is out of range.
+        UserError: none of these, a number is out of range, or the file is wrong.
+        InputOutputError: the file cannot be read.
     """
+    if text.endswith(".toml"):
+        return read_scenario(text).system.service
+    if text.endswith(".csv"):
+        return read_table(text)
     if "," not in text:
         presets = _presets()
-        if text not in presets:
-            raise UserError(f"service: {_unknown(text, presets)}; or give setup_ms,per_token_ms,free_tokens")
-        preset = presets[text]
-        return ServiceSettings(
-            setup_ms=preset["linear_setup_ms"],
-            per_token_ms=preset["linear_per_token_ms"],
-            free_tokens=preset["linear_free_tokens"],
-        )
+        name, linear = text.removesuffix(":linear"), text.endswith(":linear")
+        if name not in presets:
+            raise UserError(
+                f"service: {_unknown(name, presets)}; or give setup_ms,per_token_ms,free_tokens or a .toml or .csv file"
+            )
+        preset, columns = presets[name], _LINE if linear else _TERMS
+        return ServiceSettings(**{column: preset[f"linear_{column}" if linear else column] for column in columns})
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3:
         raise UserError(f'service: expected setup_ms,per_token_ms,free_tokens like "45.5,0.30,64", got "{text}"')
-    for name, part, pattern in zip(
-        ("setup_ms", "per_token_ms", "free_tokens"), parts, (_NUMBER, _NUMBER, _INTEGER), strict=True
-    ):
+    for name, part, pattern in zip(_LINE, parts, (_NUMBER, _NUMBER, _INTEGER), strict=True):
         if not pattern.fullmatch(part):
             what = "an integer" if pattern is _INTEGER else "a number"
             raise UserError(f'service: {name}: expected {what}, got "{part}"')

@@ -109,6 +109,8 @@ class Simulator:
             if request.first_scheduled_s < 0:
                 request.first_scheduled_s = self.now_s
         batch.seconds = self.settings.batch_time(batch.tokens, worker.index, worker.iteration)
+        for seconds in self.settings.terms(batch.entries):
+            batch.seconds += seconds
         batch.end_s = self.now_s + batch.seconds
         worker.iteration += 1
         worker.batch = batch

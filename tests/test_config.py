@@ -132,7 +132,7 @@ WRONG = [
     (
         "system.service.setup_noise",
         "normal",
-        "system.service.setup_noise: expected 'none' or 'exponential', got 'normal'",
+        "system.service.setup_noise: expected 'none', 'exponential', 'gamma' or 'lognormal', got 'normal'",
     ),
     ("system.gpus", 2, "system.gpus: unknown setting"),
     ("workload.load", math.nan, "workload.load: expected a finite number, got nan"),

@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
 TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{k * 0.5},{100 + k},{2 + k % 5}\n" for k in range(60))
+BATCHES = "tokens,ms\n" + "".join(f"{b},{40 + 0.25 * max(0, b - 50) + b % 3}\n" for b in range(1, 400, 7))
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -45,11 +46,12 @@ def shortened(command: str, folder: Path) -> list[str]:
             words[words.index(flag) + 1] = value
     if words[:2] == ["python", "train.py"]:
         words += ["--num-envs", "16"]
-    return [str(folder / w) if w.startswith(("runs/", "results/", "mytrace")) else w for w in words]
+    return [str(folder / w) if w.startswith(("runs/", "results/", "mytrace", "mybatches")) else w for w in words]
 
 
 def test_readme_commands_work_one_after_the_other(tmp_path):
     (tmp_path / "mytrace.csv").write_text(TRACE)
+    (tmp_path / "mybatches.csv").write_text(BATCHES)
     ran = 0
     for command in COMMANDS:
         words = shortened(command, tmp_path)

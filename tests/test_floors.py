@@ -29,6 +29,7 @@ FLOORS = {
     "llm_env.records": 0,
     # 1: parts of the system
     "llm_env.service": 1,
+    "llm_env.measured": 1,
     "llm_env.kv": 1,
     "llm_env.queue": 1,
     "llm_env.slo": 1,
@@ -61,6 +62,7 @@ FLOORS = {
     "llm_env.aggregate": 6,
     "llm_env.tables": 6,
     "llm_env.plots": 6,
+    "llm_env.calibrate": 6,
     "llm_env.evaluation": 6,
     "llm_env.cli": 6,
     "llm_env.__main__": 6,
@@ -71,6 +73,7 @@ FLOORS = {
 # (importer, imported) on one floor, and why that is no knot
 ALLOWED = {
     ("llm_env.records", "llm_env.jit"): "policies and rows of a State are compiled",
+    ("llm_env.records", "llm_env.config"): "a table in a record has room for as many points as the settings allow",
     ("llm_env.files", "llm_env.errors"): "what cannot be written is a user's error",
     ("llm_env.config", "llm_env.errors"): "wrong settings are a user's error",
     ("llm_env.kv", "llm_env.queue"): "an evicted request goes back to the front of the queue",
@@ -90,6 +93,8 @@ ALLOWED = {
     ("baselines.*", "baselines.*"): "the table lists the policies; one may refine another",
     ("agents.*", "agents.*"): "one package",
     ("llm_env.cli", "llm_env.simulate"): "a command",
+    ("llm_env.cli", "llm_env.calibrate"): "a command",
+    ("llm_env.calibrate", "llm_env.plots"): "draws the fit",
     ("llm_env.command", "llm_env.errors"): "errors have exit codes",
     ("llm_env.aggregate", "llm_env.study"): "rows are made from a study's cells",
     ("llm_env.tables", "llm_env.aggregate"): "tables show rows",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from llm_env.build import enlarge, load, new_states
 from llm_env.config import FixedLength, GeometricLength, Scenario, ServiceSettings, SLOClass, SLOSettings, with_changes
 from llm_env.errors import UserError
-from llm_env.records import FUTURE, REQUEST
+from llm_env.records import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, REQUEST
 from llm_env.workload import (
     blank_requests,
     capacity_requests_per_s,
@@ -195,6 +197,55 @@ def test_noise_is_not_exponential_of_mean_1():
     np.testing.assert_allclose(noise.mean(axis=0), 1.0, atol=5 / np.sqrt(100_000))
     np.testing.assert_allclose(noise.var(axis=0), 1.0, atol=5 * np.sqrt(8 / 100_000))
     assert abs(np.corrcoef(noise.T)[0, 1]) < 5 / np.sqrt(100_000)
+
+
+FAMILIES = [((GAMMA, 0.35), (LOGNORMAL, 0.5)), ((LOGNORMAL, 1.5), (GAMMA, 1.2)), ((GAMMA, 1.0), (EXPONENTIAL, 0.0))]
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_a_longer_table_of_another_family_does_not_extend_a_shorter_one(families):
+    whole = draw_noise(3, 1, 0, 500, *families)
+    for cut in (0, 1, 7, 499):
+        parts = draw_noise(3, 1, 0, cut, *families), draw_noise(3, 1, cut, 500 - cut, *families)
+        assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("families", FAMILIES)
+def test_another_family_has_another_mean_or_cv(families):
+    n = 200_000
+    noise = draw_noise(0, 0, 0, n, *families)
+    for column, (family, cv) in zip(noise.T, families, strict=True):
+        cv = cv or 1.0
+        assert abs(column.mean() - 1.0) < 4 * cv / np.sqrt(n)
+        squares = (column - 1.0) ** 2
+        assert abs(squares.mean() - cv**2) < 4 * squares.std() / np.sqrt(n), (family, cv)
+
+
+def test_another_family_has_the_wrong_distribution():
+    uniform = -np.expm1(-draw_noise(0, 0, 0, 1000))  # the same draws, as probabilities
+    noise = draw_noise(0, 0, 0, 1000, (GAMMA, 0.5), (LOGNORMAL, 0.5))
+    sigma = np.sqrt(np.log(1.25))
+    np.testing.assert_allclose(noise[:, 0], stats.gamma.ppf(uniform[:, 0], 4.0, scale=0.25), rtol=1e-9)
+    np.testing.assert_allclose(
+        noise[:, 1], stats.lognorm.ppf(uniform[:, 1], sigma, scale=np.exp(-(sigma**2) / 2)), rtol=1e-9
+    )
+    np.testing.assert_allclose(draw_noise(0, 0, 0, 1000, (GAMMA, 1.0))[:, 0], draw_noise(0, 0, 0, 1000)[:, 0])
+
+
+def test_the_kernel_reads_other_noise_than_the_settings_name():
+    service = {
+        "setup_noise": "gamma",
+        "setup_noise_cv": 0.35,
+        "per_token_noise": "lognormal",
+        "per_token_noise_cv": 2.0,
+    }
+    scenario = with_changes(FIXED, {f"system.service.{name}": value for name, value in service.items()})
+    states = load(new_states(scenario, 2, 1), 1, blank_requests(1), 7)
+    first = states.noise.shape[2]
+    states.system["record"] = 0
+    states = enlarge(states, np.array([0, 7]))
+    expected = draw_noise(7, 0, 0, 2 * first, (GAMMA, 0.35), (LOGNORMAL, 2.0))
+    assert states.noise[1, 0].tobytes() == expected.tobytes()
 
 
 def test_workers_or_seeds_share_their_noise():

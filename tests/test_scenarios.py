@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import tomllib
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -127,6 +129,8 @@ def test_a_service_text_is_read_wrongly():
         ("1_0,0.3,64", 'setup_ms: expected a number, got "1_0"'),
         ("0,0,64", "cannot both be 0"),
         (",,", 'setup_ms: expected a number, got ""'),
+        ("llama3-70b-a100x2:full", 'unknown name "llama3-70b-a100x2:full"'),
+        ("llama3-70b:linear", 'unknown name "llama3-70b"'),
         ("llama3-70b", 'unknown name "llama3-70b"'),
         ("llama3-70b-a100", 'did you mean "llama3-70b-a100x'),
         ("", 'unknown name ""'),
@@ -137,10 +141,18 @@ def test_a_bad_service_text_is_no_clear_error(text, message):
         service_from_text(text)
 
 
+TERMS = (
+    *("setup_ms", "per_token_ms", "free_tokens"),
+    *("decode_fixed_ms", "kv_ms_per_1k_cached_tokens", "prefill_attention_ms_per_1m_token_context"),
+)
+
+
 def test_a_preset_gives_another_curve():
-    service = service_from_text("llama3-70b-a100x4")
+    service = service_from_text("llama3-70b-a100x4:linear")
     assert (service.setup_ms, service.per_token_ms, service.free_tokens) == (38.329, 0.179503, 32)
     assert service == load_scenario("long-context").system.service
+    full = service_from_text("llama3-70b-a100x4")
+    assert [getattr(full, name) for name in TERMS] == [36.8766, 0.179618, 52, 1.672, 0.0550264, 3.9824]
     assert len(preset_names()) == 10
     for name in preset_names():
         assert service_from_text(name).setup_ms > 0
@@ -152,8 +164,22 @@ def test_presets_differ_from_the_measurements_they_come_from(shared):
         pytest.skip(f"{path.name} is absent")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    measured = sorted(
-        tuple(float(row[f"linear_{f}"]) for f in ("setup_ms", "per_token_ms", "free_tokens")) for row in rows
-    )
-    shipped = sorted((s.setup_ms, s.per_token_ms, float(s.free_tokens)) for s in map(service_from_text, preset_names()))
-    assert shipped == measured
+    for suffix, columns in (("", TERMS), (":linear", [f"linear_{name}" for name in TERMS[:3]])):
+        measured = sorted(tuple(float(row[column]) for column in columns) for row in rows)
+        services = [service_from_text(name + suffix) for name in preset_names()]
+        assert sorted(tuple(float(getattr(s, n)) for n in TERMS[: len(columns)]) for s in services) == measured
+
+
+def test_the_preset_file_differs_from_the_measurements(shared):
+    path = shared / "reference" / "service_presets.csv"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is absent")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    text = (files("llm_env") / "data" / "presets.toml").read_text(encoding="utf-8")
+    shipped = [{name: str(value) for name, value in preset.items()} for preset in tomllib.loads(text).values()]
+
+    def plain(row):
+        return {n: float(v) if v.replace(".", "", 1).isdigit() else v for n, v in row.items()}
+
+    assert sorted(map(str, map(plain, shipped))) == sorted(map(str, map(plain, rows)))

@@ -47,14 +47,21 @@ def toy_scenario(
     tbt_ms: float = 20.0,
     rule: str = "max",
     horizon_s: float = 1e6,
+    **terms: float,
 ) -> Scenario:
-    """By default S(b) = 10 ms + b x 1 ms, targets of 100 ms and 20 ms, hence an SLO budget of 10 tokens."""
+    """By default S(b) = 10 ms + b x 1 ms, targets of 100 ms and 20 ms, hence an SLO budget of 10 tokens.
+
+    `terms` are further settings of the service, those beside the curve.
+    """
     service = ServiceSettings(
         setup_ms=setup_ms,
         per_token_ms=per_token_ms,
         free_tokens=free_tokens,
         setup_noise=noise,
         per_token_noise=noise,
+        setup_noise_cv=0.5 if noise in ("gamma", "lognormal") else None,
+        per_token_noise_cv=0.5 if noise in ("gamma", "lognormal") else None,
+        **terms,
     )
     kv = KVSettings(blocks=blocks, block_tokens=block_tokens, watermark=watermark)
     return Scenario(

@@ -21,6 +21,9 @@ class Settings:
     setup_s: float = 0.01
     per_token_s: float = 0.001
     free_tokens: int = 0
+    decode_fixed_s: float = 0.0  # of a batch with a decode
+    cached_token_s: float = 0.0  # per token that a decode finds computed
+    token_context_s: float = 0.0  # per prefill token and token computed before it or in its chunk
     kv_blocks: int | None = None  # None: unlimited
     block_tokens: int = 16
     watermark: float | None = None  # None: as the policy says
@@ -34,6 +37,16 @@ class Settings:
         """S(b), with the noise of one worker's iteration if a worker is named."""
         setup, per_token = self.noise[worker][iteration] if self.noise and worker is not None else (1.0, 1.0)
         return self.setup_s * setup + self.per_token_s * max(0, tokens - self.free_tokens) * per_token
+
+    def terms(self, entries: Sequence[tuple[Request, int]]) -> tuple[float, float, float]:
+        """What decodes, their cached tokens and the context of prefills add to S(b)."""
+        decodes = [r for r, _ in entries if r.computed_tokens >= r.prefill_tokens]
+        chunks = [(n, r.computed_tokens + n) for r, n in entries if r.computed_tokens < r.prefill_tokens]
+        return (
+            self.decode_fixed_s if decodes else 0.0,
+            self.cached_token_s * sum(r.computed_tokens for r in decodes),
+            self.token_context_s * sum(n * context for n, context in chunks),
+        )
 
     @property
     def slo_budget(self) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 
 from llm_env.config import Scenario, ServiceSettings, SLOSettings
 from llm_env.errors import UserError
-from llm_env.records import FUTURE, NEVER, REQUEST
-from llm_env.service import batch_seconds, largest_batch
+from llm_env.records import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, NEVER, REQUEST
+from llm_env.service import curve_budget, mean_seconds, service_curve
 from llm_env.workload.arrivals import draw_arrivals
 from llm_env.workload.lengths import draw_lengths, mean_length
 
@@ -41,50 +41,83 @@ def streams(seed: int) -> Streams:
     return Streams(*(np.random.Generator(_bits(seed, key)) for key in (_ARRIVALS, _PROMPT, _OUTPUT, _CLASSES)))
 
 
-def draw_noise(seed: int, worker: int, start: int, count: int) -> np.ndarray:
+def draw_noise(
+    seed: int,
+    worker: int,
+    start: int,
+    count: int,
+    setup: tuple[int, float] = (EXPONENTIAL, 1.0),
+    per_token: tuple[int, float] = (EXPONENTIAL, 1.0),
+) -> np.ndarray:
     """Iterations [start, start + count) of the endless service noise of a worker.
 
     Each draw uses exactly one step of the generator (inversion instead of the ziggurat), so any stretch can be
-    reached at once and a longer table extends a shorter one.
+    reached at once and a longer table extends a shorter one. Every family is a monotone function of the same
+    exponential draws: a slow iteration is slow under all of them.
+
+    Args:
+        seed: of the noise.
+        worker: whose.
+        start: the first iteration.
+        count: how many.
+        setup: family (EXPONENTIAL, GAMMA or LOGNORMAL) and coefficient of variation of column 0; only the last two
+            read it. Under NO_NOISE the draws are exponential and the kernel does not look at them.
+        per_token: the same of column 1.
 
     Returns:
-        float64[count, 2], Exponential of mean 1: column 0 for the setup, column 1 for the per-token term.
+        float64[count, 2] of mean 1: column 0 for the setup, column 1 for the per-token term.
 
     Raises:
         UserError: the seed is not an integer of at least 0.
     """
     bits = _bits(seed, _NOISE, worker)
     bits.advance(2 * start)
-    return np.random.Generator(bits).standard_exponential((count, 2), method="inv")
+    noise = np.random.Generator(bits).standard_exponential((count, 2), method="inv")
+    return np.stack([_of_family(noise[:, 0], *setup), _of_family(noise[:, 1], *per_token)], axis=1)
+
+
+def _of_family(exponential: np.ndarray, family: int, cv: float) -> np.ndarray:
+    """The draws of another family with the same probability above them, exp(-draw); mean 1, the cv given."""
+    if family not in (GAMMA, LOGNORMAL):
+        return exponential
+    from scipy.special import gammainccinv, ndtri_exp  # here, because scipy takes long to import
+
+    if family == GAMMA:
+        shape = 1.0 / cv**2
+        return gammainccinv(shape, np.exp(-exponential)) / shape
+    variance = np.log1p(cv**2)  # of the logarithm
+    return np.exp(-np.sqrt(variance) * ndtri_exp(-exponential) - variance / 2.0)
 
 
 def slo_budget(service: ServiceSettings, tbt_ms: float, max_running: int) -> float:
-    """The largest batch, in tokens, that is done within the TBT target: `llm_env.service.largest_batch`.
+    """The largest batch, in tokens, that is done within the TBT target: `llm_env.service.curve_budget`.
 
     At least 1, also where the target is below the setup time and no batch can meet it. Where a token costs nothing
     (per_token_ms = 0) it is `max_running`: any batch is equally long, and at most that many requests decode at once.
     """
-    cap = max_running if service.per_token_ms == 0.0 else MAX_BUDGET
-    return largest_batch(service.setup_ms, service.per_token_ms, service.free_tokens, tbt_ms, cap)
+    curve = service_curve(service)
+    cap = max_running if curve.per_token_s == 0.0 else MAX_BUDGET
+    return curve_budget(curve, tbt_ms, cap)
 
 
 def capacity_tokens_per_s(scenario: Scenario) -> float:
     """Tokens per second at load 1.0: every worker runs its largest batch within the tightest TBT target.
 
     capacity = workers * tau / S(tau), where tau is `slo_budget` of the tightest class and S(tau) the time of such a
-    batch. KV memory is not considered: where it binds, less than load 1.0 can be served.
+    batch by its tokens alone. KV memory and the terms for decodes, cached tokens and prefill attention are not
+    considered: where they bind, less than load 1.0 can be served.
 
     Raises:
         UserError: a batch of tau tokens takes no time, or none meets the target, so there is no such rate.
     """
     system, service = scenario.system, scenario.system.service
     tau = slo_budget(service, scenario.slo.tightest_tbt_ms, system.max_running)
-    batch_ms = batch_seconds(service.setup_ms, service.per_token_ms, service.free_tokens, tau, 1.0, 1.0)
+    batch_ms = mean_seconds(service_curve(service), tau)
     tbt_ms = scenario.slo.tightest_tbt_ms
-    if tbt_ms < service.setup_ms:
+    if batch_ms > tbt_ms * (1 + 1e-9):
         raise UserError(
-            f"scenario: workload.load: no batch meets a TBT target of {tbt_ms:g} ms with a setup time of"
-            f" {service.setup_ms:g} ms, so load has no meaning: give workload.rate_per_s instead"
+            f"scenario: workload.load: no batch meets a TBT target of {tbt_ms:g} ms, the smallest takes"
+            f" {batch_ms:g} ms, so load has no meaning: give workload.rate_per_s instead"
         )
     if batch_ms <= 0.0:
         raise UserError(
