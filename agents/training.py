@@ -46,6 +46,9 @@ class Arguments:
     scenario: str = "chat-bursty"
     """A shipped scenario's name or a TOML file: system, promises, traffic, reward."""
 
+    change: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Settings of the scenario to change, like system.workers=4 reward.token=0.1."""
+
     timesteps: int = 2_000_000
     """Decisions to learn from, over all environments; rounded up to whole rollouts."""
 
@@ -105,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments, argv: list[str] | None) -> int:
-    scenario = load_scenario(arguments.scenario)
+    scenario = load_scenario(arguments.scenario, arguments.change)
     name = f"{scenario.name}-{arguments.ppo.algo}-{arguments.seed}"
     out = Path(arguments.out or Path("runs") / name)
     load_range = arguments.load_range or (None if arguments.trace else (0.5, 1.1))
@@ -150,7 +153,8 @@ def _run(arguments: Arguments, argv: list[str] | None) -> int:
 
 
 def _tell(out: Path, arguments: Arguments, validation: Validation) -> None:
-    quoted, scenario = shlex.quote(str(out)), shlex.quote(arguments.scenario)
+    quoted = shlex.quote(str(out))
+    scenario = shlex.quote(str(out / "scenario.toml") if arguments.change else arguments.scenario)
     traffic = f"--trace {shlex.quote(arguments.trace)} --time-scale {arguments.time_scale:g}" if arguments.trace else ""
     traffic = traffic or "--loads " + " ".join(f"{load:g}" for load in VALIDATION_LOADS)
     first = validation.history[0][1]

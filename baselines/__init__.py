@@ -1,4 +1,4 @@
-"""Schedulers that real engines use and strong hand-made ones: one file each, all a function from View to Decision.
+"""Schedulers that engines and papers use and strong hand-made ones: one file each, a function from View to Decision.
 
 To add one: a file with a factory `make(...)` that returns a compiled `decide`, and a line in POLICIES.
 """
@@ -13,16 +13,32 @@ from typing import Any, NamedTuple, get_type_hints
 
 from baselines import (
     decode_first,
+    distserve,
+    dynamic_batch,
+    fastserve,
     fcfs,
+    fixed_batch,
+    hrrn,
     moore_hodgson,
+    nested_wait,
     orca,
+    predicted_shortest,
+    priority,
+    rad,
     random,
     request_level,
     sarathi,
     sarathi_spf,
+    sglang,
     slack_fill,
+    slai,
+    splitwise,
+    static_chunk,
+    tensorrt_llm,
     vllm_v0,
     vllm_v1,
+    vtc,
+    wait,
 )
 from llm_env.errors import UserError
 
@@ -32,11 +48,27 @@ POLICIES: dict[str, Callable[..., Any]] = {
     "orca": orca.make,
     "vllm-v0": vllm_v0.make,
     "vllm-v1": vllm_v1.make,
+    "sglang": sglang.make,
+    "tensorrt-llm": tensorrt_llm.make,
+    "distserve": distserve.make,
+    "splitwise": splitwise.make,
     "sarathi": sarathi.make,
     "sarathi-spf": sarathi_spf.make,
     "decode-first": decode_first.make,
     "slack-fill": slack_fill.make,
     "moore-hodgson": moore_hodgson.make,
+    "slai": slai.make,
+    "rad": rad.make,
+    "fastserve": fastserve.make,
+    "vtc": vtc.make,
+    "predicted-shortest": predicted_shortest.make,
+    "hrrn": hrrn.make,
+    "priority": priority.make,
+    "wait": wait.make,
+    "nested-wait": nested_wait.make,
+    "fixed-batch": fixed_batch.make,
+    "dynamic-batch": dynamic_batch.make,
+    "static-chunk": static_chunk.make,
     "random": random.make,
 }
 

@@ -46,12 +46,21 @@ def budget(value: TokenBudget, name: str = "token_budget") -> int:
     return value
 
 
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> int:
+    """The place of a value among the choices.
+
+    Raises:
+        UserError: lists the choices.
+    """
+    if value not in choices:
+        raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return choices.index(value)
+
+
 def queue_order(value: str, name: str = "order") -> int:
     """The number of a queue order.
 
     Raises:
         UserError: lists the orders.
     """
-    if value not in QUEUE_ORDERS:
-        raise UserError(f"{name}: expected one of {', '.join(QUEUE_ORDERS)}, got {value!r}")
-    return QUEUE_ORDERS.index(value)
+    return one_of(name, value, QUEUE_ORDERS)

@@ -1,9 +1,9 @@
 """Random: every decision drawn uniformly from a few budgets, mixes, chunk sizes and queue orders.
 
 Rule: a hash of (seed, decision number, worker) picks one of 6 budgets (1/4 to 4 times the SLO budget), whether decodes
-or prefill go first, one of 3 chunk sizes and one of the 5 queue orders. No state: the same seed gives the same run.
-What any scheduler must beat. Hash: the multiplicative generator of Park and Miller, "Random number generators: good
-ones are hard to find" (CACM 31(10), 1988).
+or prefill go first, one of 3 chunk sizes and one of the first 5 queue orders. No state: the same seed gives the same
+run. What any scheduler must beat. Hash: the multiplicative generator of Park and Miller, "Random number generators:
+good ones are hard to find" (CACM 31(10), 1988).
 """
 
 from __future__ import annotations

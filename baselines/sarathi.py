@@ -11,27 +11,31 @@ paper's one-time profiling does.
 from __future__ import annotations
 
 from baselines.parameters import TokenBudget, budget, whole
-from llm_env.records import FCFS, KV_PROMPT, Decision, View, decision, policy
+from llm_env.records import FCFS, KV_PROMPT, UNLIMITED, Decision, View, decision, policy
 
 
-def make(token_budget: TokenBudget = 512, max_running: int = 128):
+def make(token_budget: TokenBudget = 512, max_running: int = 128, chunk_tokens: int = 0):
     """Sarathi-Serve.
 
     Args:
         token_budget: most tokens in a batch (decodes are never held back), or "slo".
         max_running: most admitted requests.
+        chunk_tokens: most tokens of one prompt in a batch; 0 for no limit.
     """
-    return make_ordered(token_budget, max_running, FCFS)
+    return make_ordered(token_budget, max_running, FCFS, chunk_tokens)
 
 
-def make_ordered(token_budget: TokenBudget, max_running: int, order: int):
+def make_ordered(token_budget: TokenBudget, max_running: int, order: int, chunk_tokens: int = 0):
     """Sarathi-Serve with any queue order of `llm_env.records`."""
     fixed = budget(token_budget)
     whole("max_running", max_running)
+    chunk = whole("chunk_tokens", chunk_tokens, 0) or UNLIMITED
 
     @policy
     def decide(view: View) -> Decision:
         tokens = fixed if fixed > 0 else int(view.slo_budget)
-        return decision(tokens, max_running=max_running, order=order, kv_rule=KV_PROMPT, watermark=0.01)
+        return decision(
+            tokens, chunk_tokens=chunk, max_running=max_running, order=order, kv_rule=KV_PROMPT, watermark=0.01
+        )
 
     return decide

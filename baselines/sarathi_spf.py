@@ -12,11 +12,12 @@ from baselines.sarathi import make_ordered
 from llm_env.records import SHORTEST_PREFILL
 
 
-def make(token_budget: TokenBudget = 512, max_running: int = 128):
+def make(token_budget: TokenBudget = 512, max_running: int = 128, chunk_tokens: int = 0):
     """Sarathi-Serve, shortest remaining prefill first.
 
     Args:
         token_budget: most tokens in a batch (decodes are never held back), or "slo".
         max_running: most admitted requests.
+        chunk_tokens: most tokens of one prompt in a batch; 0 for no limit.
     """
-    return make_ordered(token_budget, max_running, SHORTEST_PREFILL)
+    return make_ordered(token_budget, max_running, SHORTEST_PREFILL, chunk_tokens)

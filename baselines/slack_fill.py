@@ -19,7 +19,7 @@ def make(max_tokens: int = 8192, max_running: int = 128, order: str = "fcfs"):
     Args:
         max_tokens: most tokens in a batch, whatever the slack.
         max_running: most admitted requests.
-        order: queue order: fcfs, shortest-prefill, earliest-deadline, least-slack or moore-hodgson.
+        order: queue order, one of `llm_env.records.QUEUE_ORDERS`.
     """
     whole("max_tokens", max_tokens)
     whole("max_running", max_running)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import baselines
+from llm_env.bounds import slo_bound
 from llm_env.config import Scenario, with_changes
 from llm_env.provenance import provenance
 from llm_env.rollout import rollout
@@ -48,6 +49,18 @@ def kernel(policy: str, scenario: Scenario) -> Callable[[], int]:
     requests = draw_workload(scenario, 0)
     decide = baselines.make_policy(policy)
     return lambda: int(rollout(scenario, decide, requests, 0).workers["iteration"].sum())
+
+
+def bound(scenario: Scenario) -> Callable[[], int]:
+    """Requests that the upper bound on attainment is worked out for, 10,000 of them at a load of about 1.1."""
+    longer = with_changes(scenario, {"workload.load": 1.1, "episode.arrivals_s": 4800.0})
+    requests = draw_workload(longer, 0)[:10_000]
+
+    def work() -> int:
+        slo_bound(requests, longer)
+        return len(requests)
+
+    return work
 
 
 def single(env_id: str, action: object, **kwargs: object) -> Callable[[], int]:
@@ -91,6 +104,7 @@ def main() -> None:
     for name in baselines.POLICIES:
         works[f"kernel {name}, batches"] = kernel(name, chat)
     works |= {
+        "upper bound, requests": bound(chat),
         "Serving-v0, gym.make, steps": single("llm_env/Serving-v0", ACTION, scenario="chat-bursty"),
         "CartPole-v1, gym.make, steps": single("CartPole-v1", 1),
     }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from llm_env.batching import next_helpable
+from llm_env.dtypes import PARALLEL_PREFILL
 from llm_env.jit import njit
 from llm_env.records import (
     DECODES_FIRST,
@@ -72,8 +74,8 @@ def to_decision(state: State, kind, integers, floats) -> Decision:
             1 + min(x, 0), distance of the dropped 2^(6 + 8 x) TTFT targets and from x = 0 on behind all others, rate
             margin 1.5^x. All 0 is Moore-Hodgson at tau*.
     """
-    system = state.system[0]
-    budget = system.slo_budget
+    worker = state.workers[state.system[0].worker]
+    budget = worker.slo_budget
     if kind == BOX:
         return decision(
             max(1, int(budget * 2.0 ** (1.5 * _unit(floats[0])))),
@@ -82,8 +84,7 @@ def to_decision(state: State, kind, integers, floats) -> Decision:
             drop_weight=2.0 ** (6.0 + 8.0 * _unit(floats[2])) if floats[2] < 0.0 else DROPPED_LAST,
             margin=1.5 ** _unit(floats[3]),
         )
-    worker = state.workers[system.worker]
-    num_decodes = worker.num_running - worker.num_partial
+    num_decodes = worker.num_running - worker.num_moving - worker.num_partial
     if kind == DISCRETE:
         entry = _TABLE[integers[0]]
         return decision_from_levels(budget, num_decodes, entry[0], entry[1], entry[2], entry[3])
@@ -123,8 +124,10 @@ def mask_actions(state: State, out) -> None:
     """
     system = state.system[0]
     worker = state.workers[system.worker]
-    decodes = worker.num_running > worker.num_partial
-    prefills = worker.num_partial > 0 or system.num_waiting > 0
+    decodes = worker.num_running - worker.num_moving > worker.num_partial
+    prefills = worker.num_partial > 0 or state.queues[worker.queue].num_waiting > 0
+    if system.layout == PARALLEL_PREFILL and not prefills:
+        prefills = next_helpable(state, system.worker, -1) >= 0
     k = 0
     for _ in range(len(BUDGET_LEVELS)):
         out[k] = prefills or k == 4

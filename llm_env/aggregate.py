@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from llm_env.bounds import slo_bound
+from llm_env.dtypes import SLO_RULES
 from llm_env.errors import UserError
 from llm_env.metrics import Interval, mean_ci, paired_ci
-from llm_env.records import SLO_RULES
-from llm_env.study import CellResult, Study, sort_cells
+from llm_env.study import CellResult, Study, at_this_load, sort_cells
+from llm_env.workload import draw_workload
 
 AVERAGED = (
     "goodput_per_s",
@@ -129,6 +131,28 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
                 )
             )
     return rows
+
+
+Bounds = dict[float | None, dict[str, float]]  # load -> rule -> share of the requests
+
+
+def study_bounds(study: Study) -> Bounds:
+    """What no policy can pass on the workloads of a study, at each load under each rule: means over the seeds.
+
+    Batches may be of any size (`llm_env.bounds`). Seeds without a measured request are left out, as in the rows.
+
+    Raises:
+        UserError: the service time is noisy, so there is no bound.
+    """
+    bounds: Bounds = {}
+    for load in study.load_labels():
+        scenario, trace = at_this_load(study, load)
+        seeds = study.seeds if trace is None else study.seeds[:1]
+        workloads = [draw_workload(scenario, seed) if trace is None else trace for seed in seeds]
+        bounds[load] = {
+            rule: _mean([slo_bound(requests, scenario, rule).share for requests in workloads]) for rule in SLO_RULES
+        }
+    return bounds
 
 
 def best_baseline(rows: list[Row], load: float | None) -> str | None:

@@ -9,29 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.batching import WINDOW
 from llm_env.config import Scenario
 from llm_env.core import advance
-from llm_env.jit import IN_PLAIN_PYTHON
-from llm_env.queue import clear_queue, tree_levels
-from llm_env.records import (
+from llm_env.dtypes import (
     ACTIVE,
     BATCH,
-    BY_DEADLINE,
-    BY_LATEST_START,
-    BY_PROMPT,
+    CLIENT,
     GAP,
+    INF,
+    LAYOUTS,
     NEEDS_ROOM,
+    NOBODY,
     NOISES,
-    NUM_BUCKETS,
-    NUM_RANKS,
-    NUM_SETS,
+    QUEUE,
     REQUEST,
+    ROLE_BOTH,
+    ROLE_DECODE,
+    ROLE_PREFILL,
+    ROUTERS,
     SLO_RULES,
     SYSTEM,
+    TRANSFER,
     WORKER,
-    State,
 )
+from llm_env.jit import IN_PLAIN_PYTHON
+from llm_env.orders import WINDOW
+from llm_env.queue import clear_queue, tree_levels
+from llm_env.records import BY_DEADLINE, BY_LATEST_START, BY_PROMPT, NUM_BUCKETS, NUM_RANKS, NUM_SETS, State
 from llm_env.service import curve_budget, prefill_times, service_curve
 from llm_env.workload import draw_noise
 
@@ -66,10 +70,41 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     s["slo_rule"] = SLO_RULES.index(scenario.slo.rule)
     s["ttft_target_s"] = min(c.ttft_ms for c in scenario.slo.classes) / 1e3
     s["tbt_target_s"] = scenario.slo.tightest_tbt_ms / 1e3
-    s["slo_budget"] = curve_budget(curve, s["tbt_target_s"], SLO_BUDGET_CAP)
+    s["fastest"] = max(settings.worker_speeds)
+    s["slo_budget"] = curve_budget(curve, s["tbt_target_s"] * s["fastest"], SLO_BUDGET_CAP)
     s["horizon_s"] = scenario.episode.horizon_s
+    s["layout"] = LAYOUTS.index(settings.layout)
+    s["router"] = ROUTERS.index(settings.router)
+    s["num_prefill_workers"] = settings.prefill_workers or settings.workers
+    s["prefix_cache"] = kv.prefix_cache
+    s["kv_bytes_per_token"] = kv.bytes_per_token
+    s["host_bytes_per_s"] = kv.host_gbytes_per_s * 1e9
+    s["link_latency_s"] = settings.link.latency_ms / 1e3
+    s["link_bytes_per_s"] = INF if settings.link.gbytes_per_s is None else settings.link.gbytes_per_s * 1e9
+    s["helpers_max_workers"] = settings.parallel.max_workers
+    s["helpers_min_tokens"] = settings.parallel.min_tokens
     s["record"] = record
     return system
+
+
+def worker_records(scenario: Scenario) -> np.ndarray:
+    """(num_workers,) WORKER with what is set of each: role, queue, speed and SLO budget."""
+    settings = scenario.system
+    workers = np.zeros(settings.workers, WORKER)
+    curve = service_curve(settings.service, 1e3)
+    for w, speed in enumerate(settings.worker_speeds):
+        prefills = settings.prefill_workers is None or w < settings.prefill_workers
+        workers[w]["role"] = ROLE_PREFILL if prefills else ROLE_DECODE
+        if settings.prefill_workers is None:
+            workers[w]["role"] = ROLE_BOTH
+        if settings.router == "shared":
+            workers[w]["queue"] = 0 if prefills else 1  # where nobody ever waits
+        else:
+            workers[w]["queue"] = w
+        workers[w]["speed"] = speed
+        limit_s = scenario.slo.tightest_tbt_ms / 1e3 * speed
+        workers[w]["slo_budget"] = curve_budget(curve, limit_s, SLO_BUDGET_CAP)
+    return workers
 
 
 def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = False) -> State:
@@ -77,20 +112,25 @@ def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = 
     workers, running = scenario.system.workers, scenario.system.max_running
     noisy = {scenario.system.service.setup_noise, scenario.system.service.per_token_noise} != {"none"}
     levels = tree_levels(capacity)
+    worker = worker_records(scenario)
+    num_queues = int(worker["queue"].max()) + 1
+    transfers = 1 if scenario.system.layout == "replicas" else workers * (running + 1)
     log_rows = _FIRST_LOG + 4 * workers * running if record else 0
     states = State(
         requests=np.zeros((num_envs, capacity), REQUEST),
         system=np.repeat(system_record(scenario, record)[None], num_envs, axis=0),
-        workers=np.zeros((num_envs, workers), WORKER),
+        workers=np.repeat(worker[None], num_envs, axis=0),
         running=np.zeros((num_envs, workers, running), np.int64),
         batch=np.zeros((num_envs, workers, running, 2), np.int64),
         order=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
         rank=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
-        sets=np.zeros((num_envs, NUM_SETS, levels[-1]), np.int64),
+        queues=np.zeros((num_envs, num_queues), QUEUE),
+        sets=np.zeros((num_envs, num_queues, NUM_SETS, levels[-1]), np.int64),
         levels=np.repeat(levels[None], num_envs, axis=0),
-        buckets=np.zeros((num_envs, 2, NUM_BUCKETS), np.int64),
+        buckets=np.zeros((num_envs, num_queues, 2, NUM_BUCKETS), np.int64),
         cursors=np.zeros((num_envs, NUM_BUCKETS - 1), np.int64),
-        resumed=np.zeros((num_envs, capacity), np.int64),
+        transfers=np.zeros((num_envs, transfers), TRANSFER),
+        clients=np.zeros((num_envs, capacity), CLIENT),
         noise=np.ones((num_envs, workers, _FIRST_NOISE if noisy else 0, 2), np.float64),
         scratch=np.zeros((num_envs, 4, running + WINDOW), np.float64),
         batch_log=np.zeros((num_envs, log_rows), BATCH),
@@ -119,19 +159,20 @@ def with_capacity(states: State, capacity: int) -> State:
     levels = tree_levels(capacity)
     num_envs = states.requests.shape[0]
     old_levels = states.levels[0]
-    sets = np.zeros((num_envs, NUM_SETS, levels[-1]), np.int64)
+    sets = np.zeros((num_envs, states.queues.shape[1], NUM_SETS, levels[-1]), np.int64)
     for level in range(len(old_levels) - 1):
         size = old_levels[level + 1] - old_levels[level]
-        sets[:, :, levels[level] : levels[level] + size] = states.sets[:, :, old_levels[level] : old_levels[level + 1]]
+        old = states.sets[..., old_levels[level] : old_levels[level + 1]]
+        sets[..., levels[level] : levels[level] + size] = old
     for level in range(len(old_levels) - 1, len(levels) - 1):  # the old root's word and the new words above it
-        below = sets[:, :, levels[level - 1]] != 0
-        sets[:, :, levels[level]] = below
+        below = sets[..., levels[level - 1]] != 0
+        sets[..., levels[level]] = below
     return _readable(
         states._replace(
             requests=_widened(states.requests, 1, capacity),
             order=_widened(states.order, 2, capacity),
             rank=_widened(states.rank, 2, capacity),
-            resumed=_widened(states.resumed, 1, capacity),
+            clients=_widened(states.clients, 1, capacity),
             sets=sets,
             levels=np.repeat(levels[None], num_envs, axis=0),
         )
@@ -164,6 +205,10 @@ def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
     targets = state.requests[:n]
     ttft_due = targets["arrival_s"] + targets["ttft_target_s"]
     targets["prefill_tokens"] = targets["prompt_tokens"]
+    targets["declared_tokens"] = np.maximum(targets["declared_tokens"], targets["output_tokens"])
+    clients, targets["tenant"] = np.unique(targets["client"], return_inverse=True)
+    system["num_clients"] = len(clients)
+    state.clients[:] = np.zeros(1, CLIENT)[0]
     targets["latest_start_s"] = ttft_due - prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
     for which, key in (
         (BY_PROMPT, targets["prompt_tokens"]),
@@ -195,7 +240,11 @@ def _restart_system(state: State, num_requests: int) -> None:
         state.system[name] = 0
     state.system["num_requests"] = num_requests
     state.system["phase"] = ACTIVE
-    state.workers[:] = np.zeros(1, WORKER)[0]
+    state.system["last_client"] = NOBODY
+    names = WORKER.names
+    assert names is not None
+    for name in names[names.index("busy") :]:
+        state.workers[name] = NOBODY if name in ("swapped", "cache_first", "cache_last") else 0
 
 
 def enlarge(states: State, seeds: np.ndarray) -> State:

@@ -26,7 +26,7 @@ from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_chang
 from llm_env.errors import UserError
 from llm_env.files import staged_folder
 from llm_env.metrics import EVERYTHING, Summary, summarise
-from llm_env.scenarios import load_scenario, preset_names, scenario_names, service_from_text
+from llm_env.scenarios import load_scenario, parse_changes, preset_names, scenario_names, service_from_text
 from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
 from llm_env.workload import draw_workload, read_trace
 
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m llm_env", description="Simulates LLM serving.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_calibrate(commands)
+    _add_validate(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",
@@ -120,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--workers", type=_integer(1, 64), metavar="N", help="workers that pull from one queue")
     what.add_argument("--ttft-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TTFT target of every class")
     what.add_argument("--tbt-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TBT target of every class")
+    what.add_argument(
+        "--change",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of the scenario, like system.layout=disaggregated system.prefill_workers=2",
+    )
     how = add.add_argument_group("policy")
     how.add_argument("--policy", metavar="NAME", default="sarathi", help="see --list-policies (default: sarathi)")
     how.add_argument(
@@ -187,7 +195,7 @@ def _problem(arguments: argparse.Namespace) -> tuple[Scenario, np.ndarray]:
     if arguments.trace is None:
         return scenario, draw_workload(scenario, arguments.seed)
     scale = 1.0 if arguments.time_scale is None else arguments.time_scale
-    requests = read_trace(arguments.trace, scale, scenario.slo, arguments.seed)
+    requests = read_trace(arguments.trace, scale, scenario.slo, arguments.seed, scenario.workload)
     last_s = float(requests["arrival_s"].max()) if len(requests) else 0.0
     if last_s >= TRACE_HORIZON_S:
         raise UserError(f"{arguments.trace}: arrival_s: expected less than {TRACE_HORIZON_S:g} s, got {last_s:g}")
@@ -210,7 +218,7 @@ def _system(arguments: argparse.Namespace) -> Scenario:
             ("system.workers", arguments.workers),
         )
         if value is not None
-    }
+    } | parse_changes(arguments.change)
     if arguments.service is not None:
         service = service_from_text(arguments.service)
         noise = {name: value for name, value in scenario.system.service if "noise" in name}
@@ -263,6 +271,40 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         console.print(Text(f"{name}: the same in every batch, so its term was left out"))
     if arguments.out is not None:
         console.print(Text(f"\n{', '.join(FILES)} are in {arguments.out}"), soft_wrap=True)
+
+
+# ---- validate ------------------------------------------------------------------------------------------------------
+def _add_validate(commands: Any) -> None:
+    add = commands.add_parser(
+        "validate",
+        help="compare the simulator with theory and with other engines",
+        description="Runs every closed form, recursion, exact optimum and bound that the simulator is held to, and runs"
+        " of other engines where they are found. Prints one table; writes the rows and a picture.",
+        epilog="exit codes: 0 everything agrees, 1 a bug, 2 bad input, 3 input or output failed, 4 something does not"
+        " agree, 130 interrupted",
+        allow_abbrev=False,
+    )
+    add.set_defaults(run=_validate)
+    add.add_argument("--fast", action="store_true", help="only cases of some seconds each; all take some minutes")
+    add.add_argument(
+        "--references",
+        metavar="DIR",
+        type=Path,
+        help="folder with the runs vidur/ and vllm/ (default: ../shared/reference beside the project, if it is there)",
+    )
+    add.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("results/validate"),
+        help="write validation.json and theory.png here (default: results/validate)",
+    )
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    from llm_env.validate import validate  # here, because the plots take long to import
+
+    validate(arguments.out, arguments.fast, arguments.references, output_console())
 
 
 # ---- what is printed -----------------------------------------------------------------------------------------------

@@ -6,22 +6,38 @@ is no random number here; noise was drawn before the run.
 
 from __future__ import annotations
 
-from llm_env.batching import form_batch
-from llm_env.jit import njit
-from llm_env.kv import never_fits, release
-from llm_env.queue import count_arrival, join, pass_time
-from llm_env.records import (
+from llm_env.batching import form_batch, next_helpable
+from llm_env.clients import charge_token, client_arrives
+from llm_env.dtypes import (
     ACTIVE,
     DRAINED,
     FINISHED,
     HORIZON,
     INF,
+    LINED_UP,
+    MOVING,
     NEEDS_ROOM,
+    PARALLEL_PREFILL,
     REJECTED,
+    ROLE_PREFILL,
+    RUNNING,
     WAITING,
-    Decision,
-    State,
 )
+from llm_env.jit import njit
+from llm_env.kv import never_fits, release
+from llm_env.link import (
+    add_transfer,
+    arrived_transfer,
+    drop_transfer,
+    next_transfer_s,
+    pass_link,
+    send_chunks,
+    start_moves,
+)
+from llm_env.prefix import keep
+from llm_env.queue import count_arrival, join, pass_time
+from llm_env.records import Decision, State
+from llm_env.router import route_arrival, route_decode
 from llm_env.service import batch_seconds
 from llm_env.slo import slo_met, stamp_token
 
@@ -44,6 +60,7 @@ def step(state: State, d: Decision) -> None:
     system.step_queue = 0.0
     w = system.worker
     worker = state.workers[w]
+    worker.memory = d.memory
     if d.hold_s > 0.0:
         worker.held_until_s = system.now_s + min(d.hold_s, system.max_hold_s)
     else:
@@ -52,6 +69,8 @@ def step(state: State, d: Decision) -> None:
             _start(state, w)
         elif worker.batch_evicted == 0:  # else it asks again at once: there is room now, and fewer to evict
             worker.held_until_s = system.now_s + system.max_hold_s
+        if worker.batch_evicted > 0 and system.num_transfers > 0:
+            _transfer(state)  # who is to move here may have room now
     advance(state)
 
 
@@ -83,12 +102,17 @@ def _start(state: State, w) -> None:
     seconds = batch_seconds(
         system, worker.batch_tokens, num_decodes, cached_tokens, token_context, setup_factor, token_factor
     )
+    seconds /= worker.speed
+    if worker.swap_tokens > 0:  # before the batch, which waits for it
+        seconds += worker.swap_tokens * system.kv_bytes_per_token / system.host_bytes_per_s
+        worker.swap_tokens = 0
     worker.busy = 1
     worker.start_s = system.now_s
     worker.end_s = system.now_s + seconds
     worker.held_until_s = system.now_s
     worker.iteration += 1
     worker.last_batch_tokens = worker.batch_tokens
+    worker.last_batch_prefill = worker.batch_prefill
     system.busy_s += seconds
 
 
@@ -98,13 +122,13 @@ def _attention(state: State, w) -> tuple[int, int]:
 
     Returns:
         Tokens with KV of its decodes before this step; the sum over its prefill entries of chunk tokens x context,
-        where the context is what had been computed before plus the chunk itself.
+        where the context is what had been computed or taken by workers before, plus the chunk itself.
     """
     cached_tokens, token_context = 0, 0
     for k in range(state.workers[w].batch_size):
         r, tokens = state.requests[state.batch[w, k, 0]], state.batch[w, k, 1]
         if r.computed_tokens < r.prefill_tokens:
-            token_context += tokens * (r.computed_tokens + tokens)
+            token_context += tokens * (r.computed_tokens + r.away_tokens + r.in_batch)
         else:
             cached_tokens += r.computed_tokens
     return cached_tokens, token_context
@@ -113,23 +137,27 @@ def _attention(state: State, w) -> tuple[int, int]:
 @njit
 def advance(state: State) -> None:
     """Moves the clock to the next decision; phase DRAINED if nothing is left to do, HORIZON if time is up."""
-    system = state.system[0]
-    num_workers = state.workers.shape[0]
+    system, workers, queues = state.system[0], state.workers, state.queues
+    num_workers = workers.shape[0]
     while True:
         next_s, idle = INF, False
         for w in range(num_workers):
-            worker = state.workers[w]
+            worker = workers[w]
             if worker.busy == 1:
                 next_s = min(next_s, worker.end_s)
                 continue
             idle = True
-            if worker.num_running > 0 or system.num_waiting > 0:
+            here = worker.num_running - worker.num_moving + worker.num_swapped
+            has_work = here > 0 or queues[worker.queue].num_waiting > 0
+            if has_work or (system.layout == PARALLEL_PREFILL and next_helpable(state, w, -1) >= 0):
                 if worker.held_until_s <= system.now_s:
                     system.worker = w
                     return
                 next_s = min(next_s, worker.held_until_s)
         if idle and system.next_arrival < system.num_requests:
             next_s = min(next_s, state.requests[system.next_arrival].arrival_s)
+        if system.num_transfers > 0:
+            next_s = min(next_s, next_transfer_s(state))
         if next_s == INF:
             system.phase = DRAINED
             return
@@ -138,11 +166,15 @@ def advance(state: State) -> None:
             system.phase = HORIZON
             return
         completed = False
+        if system.num_transfers > 0:
+            pass_link(state, next_s)
         arrived = _arrive(state, next_s)
         for w in range(num_workers):
             if state.workers[w].busy == 1 and state.workers[w].end_s <= next_s:
                 _finish(state, w)
                 completed = True
+        if system.num_transfers > 0 and _transfer(state):
+            completed = True
         if arrived or completed:
             for w in range(num_workers):
                 state.workers[w].held_until_s = min(state.workers[w].held_until_s, next_s)
@@ -169,7 +201,8 @@ def _arrive(state: State, time_s) -> bool:
         else:
             r.status = WAITING
             system.step_queue += time_s - r.arrival_s
-            join(state, i)
+            client_arrives(state, i)
+            join(state, route_arrival(state, i), i)
     return system.next_arrival > first
 
 
@@ -177,14 +210,38 @@ def _arrive(state: State, time_s) -> bool:
 def _finish(state: State, w) -> None:
     """The batch of worker w ends: every entry gets its tokens at this moment."""
     system, worker = state.system[0], state.workers[w]
-    end_s = worker.end_s
-    before_finished = system.num_finished
     used_blocks = _used_blocks(state, w) if system.record == 1 else 0
-    run_gap_s, run_count = -1.0, 0  # successive equal gaps are logged as one row
+    num_done = _stamp_batch(state.requests, state.batch[w], worker, system, w, state.gap_log)
+    if num_done > 0 or worker.role == ROLE_PREFILL or system.num_clients > 1:
+        _follow_up(state, w)
     num_decodes = worker.batch_size - worker.batch_prompts
-    requests, batch = state.requests, state.batch[w]
+    worker.busy = 0
+    system.prefill_done += worker.batch_prefill
+    system.decode_done += num_decodes
+    if system.record == 1:
+        _log_batch(state, w, num_decodes, used_blocks)
+    if system.layout == PARALLEL_PREFILL:
+        send_chunks(state, w)
+    if num_done > 0:
+        _drop_finished(state, w)
+
+
+@njit
+def _stamp_batch(requests, batch, worker, system, w, gap_log) -> int:
+    """Every entry of the batch gets its tokens; who is through with its prompt emits one.
+
+    The arrays are rows of the State, not the State itself: the loop runs once per request and batch, and counting
+    references to all arrays would take most of its time.
+
+    Returns:
+        How many requests have emitted their last token; they are not finished yet.
+    """
+    end_s, num_done = worker.end_s, 0
+    run_gap_s, run_count = -1.0, 0  # successive equal gaps are logged as one row
     for k in range(worker.batch_size):
         r = requests[batch[k, 0]]
+        if r.worker != w:
+            continue  # a chunk for a prompt of another worker
         r.in_batch = 0
         prefilled = r.computed_tokens < r.prefill_tokens
         r.computed_tokens += batch[k, 1]
@@ -195,38 +252,145 @@ def _finish(state: State, w) -> None:
         gap_s = stamp_token(system, r, end_s)
         if gap_s >= 0.0 and system.record == 1:
             if gap_s != run_gap_s:
-                _log_gaps(state, run_gap_s, run_count)
+                _log_gaps(system, gap_log, run_gap_s, run_count)
                 run_gap_s, run_count = gap_s, 0
             run_count += 1
         if r.emitted_tokens == r.output_tokens:
-            r.status = FINISHED
-            r.finish_s = end_s
-            release(state, w, state.batch[w, k, 0])
-            system.num_finished += 1
-            if slo_met(r, system.slo_rule):
-                system.step_completion += r.weight
-    worker.busy = 0
-    system.prefill_done += worker.batch_prefill
-    system.decode_done += num_decodes
-    if system.record == 1:
-        _log_gaps(state, run_gap_s, run_count)
-        _log_batch(state, w, num_decodes, used_blocks)
-    if system.num_finished > before_finished:
-        kept = 0
-        for position in range(worker.num_running):
-            i = state.running[w, position]
-            if state.requests[i].status != FINISHED:
-                state.running[w, kept] = i
-                kept += 1
-        worker.num_running = kept
+            num_done += 1
+    _log_gaps(system, gap_log, run_gap_s, run_count)
+    return num_done
 
 
 @njit
-def _log_gaps(state: State, gap_s, count) -> None:
+def _follow_up(state: State, w) -> None:
+    """What follows from the batch that ended on worker w: clients are charged, requests finish or move."""
+    for k in range(state.workers[w].batch_size):
+        i = state.batch[w, k, 0]
+        r = state.requests[i]
+        if r.worker != w or r.computed_tokens < r.prefill_tokens:
+            continue
+        charge_token(state, i)
+        if r.emitted_tokens == r.output_tokens:
+            _complete(state, w, i)
+        elif state.workers[w].role == ROLE_PREFILL:
+            _line_up_move(state, w, i)
+
+
+@njit
+def _complete(state: State, w, i) -> None:
+    """Request i has emitted its last token."""
+    system, r = state.system[0], state.requests[i]
+    r.status = FINISHED
+    r.finish_s = r.last_token_s
+    if system.prefix_cache == 1 and r.session >= 0:
+        keep(state, w, i)
+    else:
+        release(state, w, i)
+    system.num_finished += 1
+    if slo_met(r, system.slo_rule):
+        system.step_completion += r.weight
+
+
+@njit(forceinline=True)
+def _drop_finished(state: State, w) -> None:
+    """Takes finished requests out of the running list of worker w."""
+    worker, kept = state.workers[w], 0
+    for position in range(worker.num_running):
+        i = state.running[w, position]
+        if state.requests[i].status != FINISHED:
+            state.running[w, kept] = i
+            kept += 1
+    worker.num_running = kept
+
+
+# ---- KV between workers --------------------------------------------------------------------------------------------
+@njit
+def _line_up_move(state: State, w, i) -> None:
+    """Request i has been prefilled on worker w and is to decode elsewhere; until it has got there it stays as it is."""
+    r = state.requests[i]
+    r.status = MOVING
+    r.in_batch = 1
+    state.workers[w].num_moving += 1
+    add_transfer(state, i, w, route_decode(state), LINED_UP, r.computed_tokens, 0, 0)
+
+
+@njit
+def _transfer(state: State) -> bool:
+    """Transfers that have ended by now take effect, and moves that find room start. True if one of either."""
+    happened = False
+    while True:
+        k = arrived_transfer(state)
+        while k >= 0:
+            happened = True
+            if state.transfers[k].helps == 1:
+                _gather(state, k)
+            else:
+                _move(state, k)
+            drop_transfer(state, k)
+            k = arrived_transfer(state)
+        if not start_moves(state):
+            return happened
+        happened = True
+
+
+@njit
+def _move(state: State, k) -> None:
+    """The KV of a prefilled request has reached the worker on which it decodes."""
+    t = state.transfers[k]
+    i = t.request
+    r, source, target = state.requests[i], state.workers[t.source], state.workers[t.target]
+    _unlist(state, t.source, i)
+    source.num_moving -= 1
+    source.free_blocks += r.blocks
+    r.blocks = t.blocks
+    r.worker = t.target
+    r.status = RUNNING
+    r.in_batch = 0
+    target.num_incoming -= 1
+    state.running[t.target, target.num_running] = i
+    target.num_running += 1
+
+
+@njit
+def _gather(state: State, k) -> None:
+    """A helper's chunk has reached the worker of its prompt; the last one completes the prefill."""
+    t = state.transfers[k]
+    r, system = state.requests[t.request], state.system[0]
+    state.workers[t.source].free_blocks += t.blocks
+    if r.evictions != t.evictions:
+        return  # the prompt was evicted meanwhile and starts anew
+    r.away_tokens -= t.tokens
+    r.num_helpers -= 1
+    r.computed_tokens += t.tokens
+    if r.computed_tokens < r.prefill_tokens:
+        return
+    state.workers[t.target].num_partial -= 1
+    gap_s = stamp_token(system, r, system.now_s)
+    if system.record == 1 and gap_s >= 0.0:
+        _log_gaps(system, state.gap_log, gap_s, 1)
+    charge_token(state, t.request)
+    if r.emitted_tokens == r.output_tokens:
+        _complete(state, t.target, t.request)
+        _unlist(state, t.target, t.request)
+
+
+@njit
+def _unlist(state: State, w, i) -> None:
+    """Takes request i out of the running list of worker w."""
+    worker, position = state.workers[w], 0
+    while state.running[w, position] != i:
+        position += 1
+    worker.num_running -= 1
+    for k in range(position, worker.num_running):
+        state.running[w, k] = state.running[w, k + 1]
+
+
+# ---- logs ----------------------------------------------------------------------------------------------------------
+@njit(forceinline=True)
+def _log_gaps(system, gap_log, gap_s, count) -> None:
     if count > 0:
-        system = state.system[0]
-        state.gap_log[system.num_gaps].gap_s = gap_s
-        state.gap_log[system.num_gaps].count = count
+        gap_log[system.num_gaps].gap_s = gap_s
+        gap_log[system.num_gaps].count = count
         system.num_gaps += 1
 
 

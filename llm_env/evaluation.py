@@ -16,14 +16,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llm_env.aggregate import Row, aggregate, best_baseline
+from llm_env.aggregate import Bounds, Row, aggregate, best_baseline, study_bounds
 from llm_env.command import exit_code, output_console
 from llm_env.config import scenario_to_toml
+from llm_env.dtypes import NEVER, STATUS_NAMES
 from llm_env.errors import UserError
 from llm_env.files import staged_folder, write_csv
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
 from llm_env.provenance import provenance
-from llm_env.records import NEVER, STATUS_NAMES
 from llm_env.scenarios import load_scenario
 from llm_env.study import (
     FIRST_REPORTED_SEED,
@@ -57,6 +57,9 @@ class Arguments:
     scenario: str = "chat-bursty"
     """A shipped scenario's name or a TOML file: system, promises, traffic."""
 
+    change: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Settings of the scenario to change, like system.workers=4 system.router=least-tokens."""
+
     loads: tuple[float, ...] = ()
     """Loads to compare at; the scenario's own, or the trace as it is, if none is given."""
 
@@ -75,6 +78,9 @@ class Arguments:
     out: str = "results/latest"
     """Folder for the results."""
 
+    bound: bool = False
+    """Also show attainment as a share of what no policy can pass on the same workloads (llm_env/bounds.py)."""
+
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Parallel processes. The results do not depend on it."""
 
@@ -86,16 +92,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     study = make_study(arguments)
+    bounds = study_bounds(study) if arguments.bound else None
     console = output_console()
     with staged_folder(arguments.out) as folder:
         began = time.monotonic()
         cells = _run_with_progress(study, arguments.processes)
         rows = aggregate(study, cells)
         seconds = time.monotonic() - began
-        write_results(study, rows, cells, folder, arguments, seconds)
+        write_results(study, rows, cells, folder, arguments, seconds, bounds)
         (folder / "plots").mkdir()
         draw(study, rows, cells, folder / "plots")
-    print_tables(study, rows, console)
+    print_tables(study, rows, console, bounds)
     console.print(f"{len(cells)} cells in {seconds:.1f} s; results in {arguments.out}", highlight=False, soft_wrap=True)
     return 0
 
@@ -119,7 +126,7 @@ def make_study(arguments: Arguments) -> Study:
         raise UserError(f"loads: one is given twice: {' '.join(f'{x:g}' for x in arguments.loads)}")
     if arguments.trace is None and arguments.time_scale != 1.0:
         raise UserError("time-scale: only for a --trace; the rate of a scenario is set with --loads")
-    scenario = load_scenario(arguments.scenario)
+    scenario = load_scenario(arguments.scenario, arguments.change)
     contenders = []
     for path in arguments.agents:
         contenders.append(agent_contender(path, {c.label for c in contenders}))
@@ -151,8 +158,9 @@ def _run_with_progress(study: Study, processes: int) -> list[CellResult]:
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
-def print_tables(study: Study, rows: list[Row], console: Console) -> None:
-    """Both tables of every load, and how to read them."""
+def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds | None = None) -> None:
+    """Both tables of every load, and how to read them. Args: bounds: of `study_bounds`, for one more column."""
+    rule = study.scenario.slo.rule
     for load in study.load_labels():
         mine = [row for row in rows if row.load == load]
         where = _where(study)
@@ -160,7 +168,11 @@ def print_tables(study: Study, rows: list[Row], console: Console) -> None:
         kind = "blocks of one run" if study.trace else "seeds"
         if mine[0].empty_seeds:
             console.print(f"{mine[0].empty_seeds} of {len(study.seeds)} seeds had no measured request and are left out")
-        console.print(slo_table(mine, f"{where}{at}: {mine[0].replications} {kind}", study.scenario.slo.rule))
+        bound = bounds[load][rule] if bounds is not None else None
+        console.print(slo_table(mine, f"{where}{at}: {mine[0].replications} {kind}", rule, bound))
+        if bound is not None:
+            text = f"bound: no policy can pass {100 * bound:.1f} % here under rule {rule}, whatever its batches"
+            console.print(text, highlight=False)
         console.print(time_table(mine, f"{where}{at}: times and throughput"))
     slo = study.scenario.slo
     targets = ", ".join(f"{c.name}: TTFT {c.ttft_ms:g} ms, TBT {c.tbt_ms:g} ms" for c in slo.classes)
@@ -196,15 +208,23 @@ def draw(study: Study, rows: list[Row], cells: list[CellResult], folder: Path) -
 
 # ---- what is written -----------------------------------------------------------------------------------------------
 def write_results(
-    study: Study, rows: list[Row], cells: list[CellResult], folder: Path, arguments: Arguments, seconds: float
+    study: Study,
+    rows: list[Row],
+    cells: list[CellResult],
+    folder: Path,
+    arguments: Arguments,
+    seconds: float,
+    bounds: Bounds | None = None,
 ) -> None:
     """results.json, cells.csv, requests.csv.gz and scenario.toml. In cells.csv the same seeds give the same bytes."""
+    known = {} if bounds is None else {"bounds": [{"load": load, **by_rule} for load, by_rule in bounds.items()]}
     results = {
         "arguments": dataclasses.asdict(arguments),
         "scenario": study.scenario.model_dump(mode="json", exclude_none=True),
         "seeds": list(study.seeds[:1] if study.trace else study.seeds),
         "replications": "blocks" if study.trace else "seeds",
         "rows": [row.to_dict() for row in rows],
+        **known,
         "seconds": round(seconds, 3),
         **provenance(),
     }

@@ -40,16 +40,23 @@ _PROGRAMS = (
     "simulate",
     "study",
     "tables",
+    "validate",
+    "validation_cases",
+    "validation_references",
+    "validation_rows",
+    "validation_stationary",
 )
 _ENVIRONMENTS = (
     "env",
     "files",
     "measured",
     "metrics",
+    "optimum",
     "render",
     "scenarios",
     "spaces",
     "systems",
+    "theory",
     "vector",
     "wrappers",
 )

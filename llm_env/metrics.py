@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_env.config import Scenario
-from llm_env.records import FINISHED, NEVER, REJECTED, SLO_RULES, State
+from llm_env.dtypes import FINISHED, NEVER, REJECTED, SLO_RULES
+from llm_env.records import State
 from llm_env.slo import judged
 
 EVERYTHING = (-math.inf, math.inf)  # a window that measures every request: for traces

@@ -5,7 +5,7 @@ Titles say the finding, axes have units, colours can be told apart by the colour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from llm_env.aggregate import Row
 from llm_env.build import system_record
 from llm_env.config import Scenario
 from llm_env.study import CellResult
+from llm_env.validation_rows import FAILED, STANDARD_ERRORS, Point
+from llm_env.validation_rows import Row as Comparison
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#B8B8B8"
@@ -233,3 +235,88 @@ def plot_fit(tokens: np.ndarray, ms: np.ndarray, fitted_ms: np.ndarray, r2: floa
     right.set_ylabel("fitted - measured (% of measured)")
     fig.tight_layout()
     _save(fig, path)
+
+
+Curve = tuple[Sequence[Point], Callable[[np.ndarray], np.ndarray]]  # simulated, and the mean by theory at loads
+
+
+def plot_validation(curves: Mapping[str, Curve], rows: Sequence[Comparison], path: Path) -> None:
+    """Simulation against theory: sojourn against load, errors in standard errors, and errors of what is exact."""
+    plt = _pyplot()
+    drawn = [row for row in rows if np.isfinite(row.standard_errors)]
+    exact = [row for row in rows if np.isfinite(row.share) and not np.isfinite(row.standard_errors)]
+    height = 1.6 + 0.2 * max(len(drawn) + len(exact) + 4, 22)
+    fig = plt.figure(figsize=(13, height), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=(1, 1.25))
+    _draw_curves(left.subplots(), curves)
+    share = (max(len(drawn), 3), max(len(exact), 3))
+    above, below = right.subplots(2, 1, gridspec_kw={"height_ratios": share})
+    _draw_errors(above, drawn)
+    _draw_exact(below, exact)
+    _save(fig, path)
+
+
+def _draw_curves(ax: Any, curves: Mapping[str, Curve]) -> None:
+    offs = []
+    for k, (name, (points, theory)) in enumerate(curves.items()):
+        loads = np.array([p.load for p in points])
+        fine = np.linspace(loads.min(), loads.max(), 61)
+        means, errors = np.array([p.mean_s for p in points]), np.array([p.error_s for p in points])
+        ax.plot(fine, theory(fine), color=COLOURS[k], lw=1.6, zorder=2)
+        style = {"fmt": "osD^v"[k % 5], "ms": 6, "mfc": "white", "mew": 1.5, "capsize": 4, "zorder": 3}
+        ax.errorbar(loads, means, yerr=STANDARD_ERRORS * errors, color=COLOURS[k], label=name, **style)
+        offs += list(np.abs(means - theory(loads)) / errors)
+    count = int(np.sum(np.array(offs) > STANDARD_ERRORS))
+    ax.set_yscale("log")
+    ax.set_yticks([1, 2, 3, 5], ["1", "2", "3", "5"])
+    ax.minorticks_off()
+    ax.set_xlabel("load (share of capacity)")
+    ax.set_ylabel("mean time in the system (multiples of the mean service time)")
+    said = "All simulated means lie" if count == 0 else f"{count} of {len(offs)} simulated means do not lie"
+    ax.set_title(f"{said} on the curves of theory")
+    if curves:
+        ax.legend(title=f"lines: theory; points: simulation ±{STANDARD_ERRORS:g} s.e.", loc="upper left")
+
+
+def _draw_errors(ax: Any, rows: Sequence[Comparison]) -> None:
+    """Errors in standard errors, one line a row."""
+    y = np.arange(len(rows))[::-1]
+    values = np.clip([row.standard_errors for row in rows], -2 * STANDARD_ERRORS, 2 * STANDARD_ERRORS)
+    ax.axvspan(-STANDARD_ERRORS, STANDARD_ERRORS, color="#EEF3F8", zorder=0)
+    ax.axvline(0, color="#444444", lw=1, zorder=1)
+    for sign in (-1, 1):
+        ax.axvline(sign * STANDARD_ERRORS, color="#444444", ls="--", lw=1, zorder=1)
+    _dots(ax, values, y, rows)
+    ax.set_xlim(-2.1 * STANDARD_ERRORS, 2.1 * STANDARD_ERRORS)
+    off = sum(abs(row.standard_errors) > STANDARD_ERRORS for row in rows)
+    worst = max((abs(row.standard_errors) for row in rows), default=0.0)
+    ax.set_xlabel("simulated − theory (standard errors; SLO bound: s.d. of a sample)")
+    ax.set_title(
+        f"Stationary values are at most {worst:.1f} standard errors off"
+        if off == 0
+        else f"{off} of {len(rows)} stationary values are more than {STANDARD_ERRORS:g} standard errors off"
+    )
+
+
+def _draw_exact(ax: Any, rows: Sequence[Comparison]) -> None:
+    """Errors of what holds on every path, as shares of the tolerance."""
+    y = np.arange(len(rows))[::-1]
+    _dots(ax, np.clip([row.share for row in rows], 1e-9, 1e3), y, rows)
+    ax.axvline(1, color="#444444", ls="--", lw=1)
+    ax.text(1.4, len(rows) - 0.3, "tolerance", va="top", fontsize=8.5, color="#444444")
+    ax.set_xscale("log")
+    ax.set_xlim(5e-10, 2e3)
+    ax.set_xlabel("largest error / tolerance (1e-9 relative; other engines: 1e-6 s); 0 at the left")
+    off = sum(row.share > 1 for row in rows)
+    ax.set_title(
+        "What holds on every path holds to rounding" if off == 0 else f"{off} of {len(rows)} identities are broken"
+    )
+
+
+def _dots(ax: Any, x: np.ndarray, y: np.ndarray, rows: Sequence[Comparison]) -> None:
+    """A dot a row with its name; the failed ones in another colour and shape."""
+    failed = np.array([row.verdict == FAILED for row in rows], bool)
+    ax.scatter(x[~failed], y[~failed], s=34, color=COLOURS[0], zorder=3)
+    ax.scatter(x[failed], y[failed], s=60, color=COLOURS[1], marker="X", zorder=4)
+    ax.set_yticks(y, [row.case for row in rows], fontsize=8.5)
+    ax.set_ylim(-0.8, len(rows) - 0.2)

@@ -1,4 +1,6 @@
-"""The waiting queue: one set of requests, kept sorted in several ways at once. Knows the records only.
+"""The waiting queues: each a set of requests, kept sorted in several ways at once. Knows the records only.
+
+There is one that all workers share, or one for each worker that prefills.
 
 Each order ranks the requests once, before the run, so a set is a bitmap over ranks. A tree of 32-bit words above it
 finds the next member in at most ceil(log32(n)) steps (4 for a million requests), whatever the backlog. Requests that
@@ -12,13 +14,13 @@ from math import exp
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
+from llm_env.dtypes import NOBODY, QUEUE
 from llm_env.jit import IN_PLAIN_PYTHON, njit
 from llm_env.records import (
     BY_DEADLINE,
     BY_LATEST_START,
     BY_PROMPT,
     NUM_BUCKETS,
-    NUM_SETS,
     SET_ARRIVAL,
     SET_DEADLINE,
     SET_FEASIBLE,
@@ -114,58 +116,66 @@ def slack_bucket(state: State, i) -> int:
 
 
 @njit
-def join(state: State, i) -> None:
-    """Request i, newly arrived, starts to wait."""
-    system, levels = state.system[0], state.levels
+def join(state: State, q, i) -> None:
+    """Request i, newly arrived, starts to wait in queue q."""
+    queue, levels, sets, r = state.queues[q], state.levels, state.sets[q], state.requests[i]
     by_deadline = state.rank[BY_DEADLINE - 1, i]
-    tree_add(state.sets[SET_ARRIVAL], levels, i)
-    tree_add(state.sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
-    tree_add(state.sets[SET_DEADLINE], levels, by_deadline)
-    tree_add(state.sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
+    r.queue = q
+    tree_add(sets[SET_ARRIVAL], levels, i)
+    tree_add(sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
+    tree_add(sets[SET_DEADLINE], levels, by_deadline)
+    tree_add(sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
     bucket = slack_bucket(state, i)
     if bucket == 0:
-        tree_add(state.sets[SET_HOPELESS], levels, i)
+        tree_add(sets[SET_HOPELESS], levels, i)
     else:
-        tree_add(state.sets[SET_FEASIBLE], levels, by_deadline)
-    tokens = state.requests[i].prefill_tokens
-    state.buckets[0, bucket] += 1
-    state.buckets[1, bucket] += tokens
-    system.num_waiting += 1
-    system.waiting_tokens += tokens
+        tree_add(sets[SET_FEASIBLE], levels, by_deadline)
+    tokens = r.prefill_tokens
+    state.buckets[q, 0, bucket] += 1
+    state.buckets[q, 1, bucket] += tokens
+    queue.num_waiting += 1
+    queue.waiting_tokens += tokens
+    state.system[0].num_waiting += 1
 
 
 @njit
 def leave(state: State, i) -> None:
-    """Request i stops waiting. If it was evicted before, it must be the front of the queue."""
-    system, levels = state.system[0], state.levels
-    tokens = state.requests[i].prefill_tokens
-    system.num_waiting -= 1
-    system.waiting_tokens -= tokens
-    if system.num_resumed > 0 and state.resumed[system.num_resumed - 1] == i:
-        system.num_resumed -= 1
+    """Request i stops waiting. If it was evicted before, it must be the front of its queue."""
+    r = state.requests[i]
+    q, tokens = r.queue, r.prefill_tokens
+    queue, levels, sets = state.queues[q], state.levels, state.sets[q]
+    state.system[0].num_waiting -= 1
+    queue.num_waiting -= 1
+    queue.waiting_tokens -= tokens
+    if queue.num_resumed > 0 and queue.front == i:
+        queue.num_resumed -= 1
+        queue.front = r.next
         return
     by_deadline = state.rank[BY_DEADLINE - 1, i]
-    tree_remove(state.sets[SET_ARRIVAL], levels, i)
-    tree_remove(state.sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
-    tree_remove(state.sets[SET_DEADLINE], levels, by_deadline)
-    tree_remove(state.sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
+    tree_remove(sets[SET_ARRIVAL], levels, i)
+    tree_remove(sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
+    tree_remove(sets[SET_DEADLINE], levels, by_deadline)
+    tree_remove(sets[SET_LATEST_START], levels, state.rank[BY_LATEST_START - 1, i])
     bucket = slack_bucket(state, i)
     if bucket == 0:
-        tree_remove(state.sets[SET_HOPELESS], levels, i)
+        tree_remove(sets[SET_HOPELESS], levels, i)
     else:
-        tree_remove(state.sets[SET_FEASIBLE], levels, by_deadline)
-    state.buckets[0, bucket] -= 1
-    state.buckets[1, bucket] -= tokens
+        tree_remove(sets[SET_FEASIBLE], levels, by_deadline)
+    state.buckets[q, 0, bucket] -= 1
+    state.buckets[q, 1, bucket] -= tokens
 
 
 @njit
 def push_front(state: State, i) -> None:
-    """Evicted request i returns to the front of the queue."""
-    system = state.system[0]
-    state.resumed[system.num_resumed] = i
-    system.num_resumed += 1
-    system.num_waiting += 1
-    system.waiting_tokens += state.requests[i].prefill_tokens
+    """Evicted request i returns to the front of its queue."""
+    r = state.requests[i]
+    queue = state.queues[r.queue]
+    r.next = queue.front
+    queue.front = i
+    queue.num_resumed += 1
+    queue.num_waiting += 1
+    queue.waiting_tokens += r.prefill_tokens
+    state.system[0].num_waiting += 1
 
 
 # ---- the passing of time -------------------------------------------------------------------------------------------
@@ -173,22 +183,22 @@ def push_front(state: State, i) -> None:
 def pass_time(state: State, now_s) -> None:
     """Moves waiting requests whose slack has shrunk to lower buckets; each passes each edge once in a run."""
     order, levels = state.order[BY_LATEST_START - 1], state.levels
-    system = state.system[0]
-    waiting = state.sets[SET_LATEST_START]
+    system, single = state.system[0], state.queues.shape[0] == 1
     for edge in range(NUM_BUCKETS - 1):
         limit_s = now_s + _EDGES[edge] * system.ttft_target_s
         rank = state.cursors[edge]
         while rank < system.num_requests and state.requests[order[rank]].latest_start_s < limit_s:
-            if (waiting[levels[0] + (rank >> 5)] >> (rank & 31)) & 1:
+            q = 0 if single else state.requests[order[rank]].queue
+            if (state.sets[q, SET_LATEST_START, levels[0] + (rank >> 5)] >> (rank & 31)) & 1:
                 i = order[rank]
                 tokens = state.requests[i].prefill_tokens
-                state.buckets[0, edge + 1] -= 1
-                state.buckets[1, edge + 1] -= tokens
-                state.buckets[0, edge] += 1
-                state.buckets[1, edge] += tokens
+                state.buckets[q, 0, edge + 1] -= 1
+                state.buckets[q, 1, edge + 1] -= tokens
+                state.buckets[q, 0, edge] += 1
+                state.buckets[q, 1, edge] += tokens
                 if edge == 0:
-                    tree_remove(state.sets[SET_FEASIBLE], levels, state.rank[BY_DEADLINE - 1, i])
-                    tree_add(state.sets[SET_HOPELESS], levels, i)
+                    tree_remove(state.sets[q, SET_FEASIBLE], levels, state.rank[BY_DEADLINE - 1, i])
+                    tree_add(state.sets[q, SET_HOPELESS], levels, i)
             rank += 1
         state.cursors[edge] = rank
 
@@ -204,12 +214,12 @@ def count_arrival(system, arrival_s) -> None:
 
 # ---- who is next ---------------------------------------------------------------------------------------------------
 @njit
-def head(state: State, which_set) -> int:
-    """The request that stands first: the last evicted, else the first member of the set; -1 if nobody waits."""
-    system = state.system[0]
-    if system.num_resumed > 0:
-        return state.resumed[system.num_resumed - 1]
-    member = tree_next(state.sets[which_set], state.levels, 0)
+def head(state: State, q, which_set) -> int:
+    """The request of queue q that stands first: the last evicted, else the first of the set; -1 if nobody waits."""
+    queue = state.queues[q]
+    if queue.num_resumed > 0:
+        return queue.front
+    member = tree_next(state.sets[q, which_set], state.levels, 0)
     return -1 if member < 0 else member_request(state, which_set, member)
 
 
@@ -226,7 +236,9 @@ def member_request(state: State, which_set, member) -> int:
 
 
 def clear_queue(state: State) -> None:
-    """Empties every set; the ranks stay."""
-    state.sets[:NUM_SETS] = 0
+    """Empties every queue; the ranks stay."""
+    state.queues[:] = np.zeros(1, QUEUE)[0]
+    state.queues["front"] = NOBODY
+    state.sets[:] = 0
     state.buckets[:] = 0
     state.cursors[:] = 0

@@ -1,173 +1,20 @@
-"""The data everything works on: REQUEST, SYSTEM and WORKER records, the State that holds them, and what a policy sees
-(View) and answers (Decision). Plain arrays and tuples; no rules, no physics.
+"""The data everything works on: the State, arrays of the records in `llm_env.dtypes`, and what a policy sees (View) and
+answers (Decision). Plain arrays and tuples; no rules, no physics.
 
-Seconds are float64 and tokens int64 everywhere. Copying the arrays of a State is a snapshot.
+Copying the arrays of a State is a snapshot.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple, get_type_hints
 
 import numba
 import numpy as np
 from numba import types
 
-from llm_env.config import MAX_POINTS
+from llm_env.dtypes import BATCH, CLIENT, FAR, GAP, QUEUE, REQUEST, SYSTEM, TRANSFER, WORKER
 from llm_env.jit import njit
-
-INF = float("inf")
-NEVER = -1.0  # a time that has not come
-FAR = 1e9  # seconds: "no such request" in slacks, finite so that a policy may compute with it
-
-# ---- requests ------------------------------------------------------------------------------------------------------
-FUTURE, WAITING, RUNNING, FINISHED, REJECTED = range(5)  # REQUEST.status
-STATUS_NAMES = ("future", "waiting", "running", "finished", "rejected")
-
-REQUEST = np.dtype(
-    [
-        # what arrived; the workload writes it once
-        ("arrival_s", "f8"),
-        ("prompt_tokens", "i8"),
-        ("output_tokens", "i8"),  # the truth; only the kernel reads it
-        ("predicted_tokens", "f8"),  # what a length predictor said, NaN if none
-        ("slo_class", "i8"),
-        ("ttft_target_s", "f8"),
-        ("tbt_target_s", "f8"),
-        ("weight", "f8"),
-        ("client", "i8"),  # -1 if unknown
-        ("session", "i8"),  # -1 if none
-        ("row", "i8"),  # its place in the input, since requests are kept in order of arrival
-        # what became of it; the kernel writes it
-        ("status", "i8"),
-        ("worker", "i8"),  # where it runs or last ran, -1 before
-        ("in_batch", "i8"),  # 1 while it is part of the batch being formed or executed
-        ("prefill_tokens", "i8"),  # what must be prefilled now: the prompt, after an eviction also what was generated
-        ("computed_tokens", "i8"),  # tokens with KV on the worker
-        ("emitted_tokens", "i8"),  # output tokens made so far
-        ("blocks", "i8"),  # KV blocks held
-        ("kv_rule", "i8"),  # the KV manager that admitted it
-        ("latest_start_s", "f8"),  # the prefill must start by then for the first token to be on time
-        ("first_scheduled_s", "f8"),
-        ("first_token_s", "f8"),
-        ("last_token_s", "f8"),
-        ("finish_s", "f8"),
-        ("max_tbt_s", "f8"),  # NaN before the second token
-        ("late_gaps", "i8"),  # gaps above the TBT target
-        ("late_tokens", "i8"),  # tokens after arrival + TTFT target + (j - 1) * TBT target
-        ("evictions", "i8"),
-        ("credit", "i8"),  # reward book-keeping: 1 credited for its first token, -1 taken back, 0 neither
-    ],
-    align=True,
-)
-
-# ---- the system ----------------------------------------------------------------------------------------------------
-RULE_MAX, RULE_P99, RULE_DEADLINE = range(3)  # SYSTEM.slo_rule
-SLO_RULES = ("max", "p99", "deadline")
-LATE_TOLERANCE_S = 1e-9  # a token this much after its due time is still on time: absorbs rounding of sums
-
-ACTIVE, DRAINED, HORIZON, NEEDS_ROOM = range(4)  # SYSTEM.phase
-
-NO_NOISE, EXPONENTIAL, GAMMA, LOGNORMAL = range(4)  # SYSTEM.setup_noise and per_token_noise
-NOISES = ("none", "exponential", "gamma", "lognormal")
-
-SYSTEM = np.dtype(
-    [
-        # settings, in seconds and tokens
-        ("num_requests", "i8"),
-        ("setup_s", "f8"),
-        ("per_token_s", "f8"),
-        ("free_tokens", "i8"),
-        ("setup_noise", "i8"),  # above 0: setup is multiplied by noise[worker, iteration, 0] of this family
-        ("setup_noise_cv", "f8"),  # of gamma and lognormal
-        ("per_token_noise", "i8"),  # above 0: the per-token term is multiplied by noise[worker, iteration, 1]
-        ("per_token_noise_cv", "f8"),
-        ("step_tokens", "i8"),  # tokens are counted in whole steps of this many
-        ("num_points", "i8"),  # above 0: a measured table, whose line is only what a View shows of it
-        ("decode_fixed_s", "f8"),  # if the batch holds a decode
-        ("cached_token_s", "f8"),  # per cached token of the batch's decodes
-        ("token_context_s", "f8"),  # per prefill token and token of its context
-        ("kv_blocks", "i8"),  # per worker
-        ("kv_limited", "i8"),  # 0: kv_blocks is a number that is never reached
-        ("block_tokens", "i8"),
-        ("watermark", "f8"),  # share of blocks kept free at admission; negative: as the policy says
-        ("max_running", "i8"),
-        ("max_hold_s", "f8"),
-        ("slo_rule", "i8"),
-        ("ttft_target_s", "f8"),  # tightest of the classes: the yardstick of slack buckets
-        ("tbt_target_s", "f8"),  # tightest of the classes
-        ("slo_budget", "f8"),  # tokens: the largest batch with S(b) <= tbt_target_s, at least 1
-        ("horizon_s", "f8"),
-        ("record", "i8"),  # 1: write batch_log and gap_log
-        # the clock
-        ("now_s", "f8"),
-        ("phase", "i8"),
-        ("worker", "i8"),  # whose decision is due
-        ("epoch", "i8"),  # decisions taken
-        ("next_arrival", "i8"),  # index of the first request that has not arrived
-        # the waiting queue
-        ("num_waiting", "i8"),  # with the resumed ones
-        ("waiting_tokens", "i8"),  # prefill tokens of all that wait
-        ("num_resumed", "i8"),  # evicted requests at the front
-        ("rate_fast", "f8"),  # arrivals per second, 3 s exponential average, at rate_s
-        ("rate_slow", "f8"),  # the same over 20 s
-        ("rate_s", "f8"),
-        # counters of the run
-        ("num_finished", "i8"),
-        ("num_rejected", "i8"),
-        ("num_batches", "i8"),
-        ("num_gaps", "i8"),  # rows of gap_log in use
-        ("num_evictions", "i8"),
-        ("busy_s", "f8"),
-        ("prefill_done", "i8"),
-        ("decode_done", "i8"),
-        # what happened since the last decision, for the reward
-        ("step_first_token", "f8"),
-        ("step_completion", "f8"),
-        ("step_token", "f8"),
-        ("step_queue", "f8"),
-        # settings once more, last because large: what is read in every step lies close together
-        ("points", "f8", (MAX_POINTS, 2)),  # the first num_points: tokens, seconds
-    ],
-    align=True,
-)
-
-WORKER = np.dtype(
-    [
-        ("busy", "i8"),
-        ("start_s", "f8"),
-        ("end_s", "f8"),
-        ("held_until_s", "f8"),
-        ("iteration", "i8"),
-        ("free_blocks", "i8"),
-        ("num_running", "i8"),
-        ("num_partial", "i8"),  # running requests whose prefill is unfinished
-        ("batch_size", "i8"),
-        ("batch_tokens", "i8"),
-        ("batch_prefill", "i8"),
-        ("batch_prompts", "i8"),  # how many entries prefill
-        ("batch_longest", "i8"),  # tokens of the longest of them
-        ("last_batch_tokens", "i8"),  # of the batch that ran last; a hold has none
-        ("batch_evicted", "i8"),  # evictions while the batch was formed
-    ],
-    align=True,
-)
-
-BATCH = np.dtype(
-    [
-        ("worker", "i8"),
-        ("start_s", "f8"),
-        ("end_s", "f8"),
-        ("num_requests", "i8"),
-        ("prefill_tokens", "i8"),
-        ("decode_tokens", "i8"),
-        ("num_waiting", "i8"),
-        ("num_running", "i8"),
-        ("kv_used_blocks", "i8"),
-    ],
-    align=True,
-)
-
-GAP = np.dtype([("gap_s", "f8"), ("count", "i8")], align=True)  # count successive gaps of one length
 
 # ---- waiting requests, sorted several ways -------------------------------------------------------------------------
 BY_ARRIVAL, BY_PROMPT, BY_DEADLINE, BY_LATEST_START = range(4)  # static ranks; by arrival is the index itself
@@ -191,11 +38,13 @@ class State(NamedTuple):
     batch: Any  # (num_workers, max_running, 2) int64: request, tokens
     order: Any  # (NUM_RANKS, capacity) int64: the request at each rank
     rank: Any  # (NUM_RANKS, capacity) int64: the rank of each request
-    sets: Any  # (NUM_SETS, words) int64: bitmap trees of those that wait (`llm_env.queue`)
+    queues: Any  # (num_queues,) QUEUE: one, or one per worker that prefills
+    sets: Any  # (num_queues, NUM_SETS, words) int64: bitmap trees of those that wait (`llm_env.queue`)
     levels: Any  # (num_levels + 1,) int64: where each level of a bitmap tree starts
-    buckets: Any  # (2, NUM_BUCKETS) int64: requests and tokens that wait in each slack bucket
+    buckets: Any  # (num_queues, 2, NUM_BUCKETS) int64: requests and tokens that wait in each slack bucket
     cursors: Any  # (NUM_BUCKETS - 1,) int64: first latest-start rank at or beyond each edge
-    resumed: Any  # (capacity,) int64: stack of evicted requests, the last is the front of the queue
+    transfers: Any  # (rows,) TRANSFER, the first num_transfers in the order in which they came up
+    clients: Any  # (capacity,) CLIENT
     noise: Any  # (num_workers, iterations, 2) float64 of mean 1
     scratch: Any  # (4, max_running + window) float64
     batch_log: Any  # (rows,) BATCH
@@ -214,11 +63,13 @@ _FIELD_TYPES: dict[str, tuple[np.dtype | str, int]] = {
     "batch": ("i8", 3),
     "order": ("i8", 2),
     "rank": ("i8", 2),
-    "sets": ("i8", 2),
+    "queues": (QUEUE, 1),
+    "sets": ("i8", 3),
     "levels": ("i8", 1),
-    "buckets": ("i8", 2),
+    "buckets": ("i8", 3),
     "cursors": ("i8", 1),
-    "resumed": ("i8", 1),
+    "transfers": (TRANSFER, 1),
+    "clients": (CLIENT, 1),
     "noise": ("f8", 3),
     "scratch": ("f8", 2),
     "batch_log": (BATCH, 1),
@@ -245,11 +96,13 @@ def row(states: State, e: int) -> State:
         states.batch[e],
         states.order[e],
         states.rank[e],
+        states.queues[e],
         states.sets[e],
         states.levels[e],
         states.buckets[e],
         states.cursors[e],
-        states.resumed[e],
+        states.transfers[e],
+        states.clients[e],
         states.noise[e],
         states.scratch[e],
         states.batch_log[e],
@@ -305,6 +158,17 @@ class View(NamedTuple):
     kv_used: float  # share of blocks in use, 0 if unlimited
     last_batch_s: float
     last_batch_tokens: int
+    # more of the worker at hand
+    role: int  # ROLE_BOTH, ROLE_PREFILL or ROLE_DECODE
+    speed: float
+    num_moving: int  # of its requests: those whose KV is leaving for a worker that decodes; not among num_running
+    num_swapped: int  # its requests whose KV is on the host
+    last_prefill_tokens: int  # of last_batch_tokens
+    last_evicted: int  # evictions while its last batch was formed
+    emitted_tokens: int  # output tokens so far of its running requests
+    declared_tokens: int  # output tokens that their clients allow
+    help_tokens: int  # of prompts on other workers that it could help to prefill
+    memory: float  # Decision.memory of its last decision, 0 at first
 
 
 # packing
@@ -312,10 +176,27 @@ DECODES_FIRST, PREFILL_FIRST, LIST_ORDER, NEVER_MIX = range(4)
 PACKINGS = ("decodes-first", "prefill-first", "list-order", "never-mix")
 # queue orders
 FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK, MOORE_HODGSON = range(5)
-QUEUE_ORDERS = ("fcfs", "shortest-prefill", "earliest-deadline", "least-slack", "moore-hodgson")
+PREDICTED_SHORTEST, RESPONSE_RATIO, FAIR_CLIENTS, LEAST_ATTAINED, PRIORITY = range(5, 10)
+QUEUE_ORDERS = (
+    "fcfs",
+    "shortest-prefill",
+    "earliest-deadline",
+    "least-slack",
+    "moore-hodgson",
+    "predicted-shortest",
+    "response-ratio",
+    "fair-clients",
+    "least-attained",
+    "priority",
+)
 # KV managers
-KV_PROMPT, KV_CHUNK, KV_RESERVE = range(3)
-KV_RULES = ("prompt", "chunk", "reserve")
+KV_PROMPT, KV_CHUNK, KV_RESERVE, KV_DECLARED, KV_ESTIMATE = range(5)
+KV_RULES = ("prompt", "chunk", "reserve", "declared", "estimate")
+# who is evicted
+VICTIM_LAST, VICTIM_FEWEST, VICTIM_PRIORITY = range(3)
+VICTIMS = ("last", "fewest-output", "lowest-priority")
+# who decodes, if not all may
+DECODE_OLDEST, DECODE_BY_ORDER = range(2)
 
 UNLIMITED = 1 << 40  # tokens or requests
 DROPPED_LAST = 1e6  # TTFT targets: Moore-Hodgson's dropped stand behind everybody else
@@ -329,23 +210,40 @@ class Decision(NamedTuple):
             PREFILL_FIRST leaves of it beside prompts.
         prefill_tokens: most prefill tokens in the batch.
         chunk_tokens: most prefill tokens per prompt.
-        max_decodes: most decodes in the batch; beyond it those that have waited longest for a token go first (under
-            LIST_ORDER the first of the list).
+        max_decodes: most decodes in the batch; beyond it those go first that `decode_order` says (under LIST_ORDER the
+            first of the list).
         max_running: no admission at or above this many admitted requests.
         packing: DECODES_FIRST, PREFILL_FIRST, LIST_ORDER (running requests as they were admitted, then the queue) or
             NEVER_MIX (prefill alone; decodes only if no prompt can be prefilled).
         whole_prompts: 1: a prompt is prefilled in one batch or not at all; the only prompt of a batch may exceed the
             budget.
         padded: 1: whole prompts, counted as prompts x longest prompt of the batch against token_budget alone.
-        order: FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK or MOORE_HODGSON.
+        order: FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK, MOORE_HODGSON, PREDICTED_SHORTEST,
+            RESPONSE_RATIO, FAIR_CLIENTS, LEAST_ATTAINED or PRIORITY (`llm_env.orders`).
         margin: Moore-Hodgson: factor on the time a prompt is thought to need.
         slack_weight: Moore-Hodgson: 1 sorts by deadline, 0 by remaining prefill time, between them by the mixture.
         drop_weight: Moore-Hodgson: how far the dropped stand behind the others, in TTFT targets; 0 ignores the drop.
-        kv_rule: KV_PROMPT (the whole prompt's blocks at admission), KV_CHUNK (blocks as chunks are computed) or
-            KV_RESERVE (`reserve_tokens` at admission).
-        reserve_tokens: tokens reserved per request under KV_RESERVE.
+        kv_rule: KV_PROMPT (the whole prompt's blocks at admission), KV_CHUNK (blocks as chunks are computed),
+            KV_RESERVE (`reserve_tokens` at admission), KV_DECLARED (prompt and declared output) or KV_ESTIMATE (the
+            prompt's blocks, if what the running requests may still need fits too; see `reserve_ratio`).
+        reserve_tokens: tokens reserved per request under KV_RESERVE; under KV_ESTIMATE, if above 0, the most output
+            that a request is thought to need.
         watermark: share of blocks that an admission must leave free, unless the system states one.
         hold_s: above 0: dispatch nothing and ask again after this long or at the next arrival or completion.
+        reserve_ratio: KV_ESTIMATE: the share of their remaining declared output that running requests are thought to
+            need.
+        victim: VICTIM_LAST, VICTIM_FEWEST (output tokens so far) or VICTIM_PRIORITY (least weight).
+        swap: 1: victims keep their KV on the host and come back; 0: they lose it and prefill again.
+        decode_order: DECODE_OLDEST: those that have waited longest for a token; DECODE_BY_ORDER: the first by `order`.
+        decode_within_s: only decodes whose next token is late after at most this long, unless the batch would be empty.
+        gate_tokens: above 0: decodes that have made exactly so many tokens wait until there are `gate_count` of them,
+            unless the batch would be empty.
+        gate_count: see `gate_tokens`.
+        fill_decodes: 1: after the prefill, decodes that `decode_within_s` or the gate held back go into what is left of
+            `token_budget`.
+        quantum_s: LEAST_ATTAINED: the first level's quantum.
+        starve_s: PREDICTED_SHORTEST and LEAST_ATTAINED, above 0: who got no token for longer goes first.
+        memory: a number that `View.memory` shows at this worker's next decision.
     """
 
     token_budget: int
@@ -364,6 +262,17 @@ class Decision(NamedTuple):
     reserve_tokens: int
     watermark: float
     hold_s: float
+    reserve_ratio: float
+    victim: int
+    swap: int
+    decode_order: int
+    decode_within_s: float
+    gate_tokens: int
+    gate_count: int
+    fill_decodes: int
+    quantum_s: float
+    starve_s: float
+    memory: float
 
 
 @njit
@@ -384,6 +293,17 @@ def decision(
     reserve_tokens=0,
     watermark=0.0,
     hold_s=0.0,
+    reserve_ratio=1.0,
+    victim=VICTIM_LAST,
+    swap=0,
+    decode_order=DECODE_OLDEST,
+    decode_within_s=FAR,
+    gate_tokens=0,
+    gate_count=0,
+    fill_decodes=0,
+    quantum_s=0.0,
+    starve_s=0.0,
+    memory=0.0,
 ) -> Decision:
     """A Decision with defaults for what is not given: decodes first, then chunked prefill in order of arrival."""
     return Decision(
@@ -403,6 +323,17 @@ def decision(
         int(reserve_tokens),
         float(watermark),
         float(hold_s),
+        float(reserve_ratio),
+        int(victim),
+        int(swap),
+        int(decode_order),
+        float(decode_within_s),
+        int(gate_tokens),
+        int(gate_count),
+        int(fill_decodes),
+        float(quantum_s),
+        float(starve_s),
+        float(memory),
     )
 
 
@@ -418,5 +349,13 @@ DECIDE_TYPE = types.FunctionType(DECIDE_SIGNATURE)
 
 
 def policy(function: Any) -> Any:
-    """Decorator: compiles ``decide(view: View) -> Decision`` so that one compiled loop can run any policy."""
+    """Decorator: compiles ``decide(view: View) -> Decision`` so that one compiled loop can run any policy.
+
+    Functions that differ only in what they close over get names of their own. numba's symbols are made of the name and
+    a number that counts from 1 in each process: of two that other processes left in the disk cache under one symbol,
+    the loop would run the one that was loaded last for both.
+    """
+    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
+    told_apart = hashlib.sha256(repr([(type(value).__name__, value) for value in closed_over]).encode()).hexdigest()
+    function.__qualname__ += f"_{told_apart[:16]}"
     return njit(DECIDE_SIGNATURE)(function)

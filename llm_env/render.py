@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_env.records import FINISHED, NUM_BUCKETS, RUNNING, SLACK_EDGES, SYSTEM, WORKER, State
+from llm_env.dtypes import FINISHED, MOVING, RUNNING, SWAPPED, SYSTEM, WORKER
+from llm_env.records import NUM_BUCKETS, SLACK_EDGES, State
 from llm_env.slo import slo_met, ttft_met
 
 HEIGHT, WIDTH = 600, 960  # pixels of the image
@@ -80,6 +81,8 @@ class _Totals(NamedTuple):
     waiting: int
     rejected: int
     evictions: int
+    waiting_tokens: int
+    resumed: int  # evicted requests at the front of their queues
 
 
 def _scalars(record: Any, dtype: np.dtype) -> dict[str, Any]:
@@ -91,8 +94,9 @@ def _totals(state: State) -> _Totals:
     arrived = state.requests[: s["next_arrival"]]
     rule = int(s["slo_rule"])
     on_time = sum(slo_met(arrived[i], rule) for i in np.flatnonzero(arrived["status"] == FINISHED))
-    running = int((arrived["status"] == RUNNING).sum())
-    counts = (s["num_waiting"], s["num_rejected"], s["num_evictions"])
+    running = int(np.isin(arrived["status"], (RUNNING, MOVING, SWAPPED)).sum())
+    waiting_tokens, resumed = (int(state.queues[name].sum()) for name in ("waiting_tokens", "num_resumed"))
+    counts = (s["num_waiting"], s["num_rejected"], s["num_evictions"], waiting_tokens, resumed)
     return _Totals(len(arrived), int(s["num_finished"]), int(on_time), running, *(int(c) for c in counts))
 
 
@@ -106,7 +110,8 @@ def _bucket_labels(ttft_target_s: float) -> tuple[str, ...]:
 def _kv_used(state: State, w: int) -> float | None:
     """Share of worker w's KV blocks in use, None if there is no limit."""
     s = state.system[0]
-    return 1.0 - int(state.workers[w]["free_blocks"]) / int(s["kv_blocks"]) if s["kv_limited"] else None
+    free = int(state.workers[w]["free_blocks"]) + int(state.workers[w]["cached_blocks"])
+    return 1.0 - free / int(s["kv_blocks"]) if s["kv_limited"] else None
 
 
 def _nice(value: float) -> float:
@@ -131,11 +136,12 @@ def render_ansi(state: State, history: History) -> str:
     lines = [
         f"t = {s['now_s']:.3f} s   arrived {t.arrived}   finished {t.finished} ({t.on_time} on time)"
         f"   rejected {t.rejected}",
-        f"waiting {t.waiting} ({s['waiting_tokens']} tokens), {s['num_resumed']} evicted in front",
+        f"waiting {t.waiting} ({t.waiting_tokens} tokens), {t.resumed} evicted in front",
     ]
-    most = max(1, int(state.buckets[0].max()))
+    buckets = state.buckets.sum(axis=0)
+    most = max(1, int(buckets[0].max()))
     for bucket, label in enumerate(_bucket_labels(s["ttft_target_s"])):
-        count, tokens = (int(n) for n in state.buckets[:, bucket])
+        count, tokens = (int(n) for n in buckets[:, bucket])
         lines.append(f"  {label:>14} {_bar(count / most, 24)} {count:5d} requests {tokens:8d} tokens")
     for w in range(min(len(state.workers), 8)):
         worker = _scalars(state.workers[w], WORKER)
@@ -258,15 +264,16 @@ def _draw_queue(c: _Canvas, state: State, box: Box) -> None:
     c.text(right, top - 14, "prefill tokens", 11, _SOFT, "rs")
     labels = _bucket_labels(float(s["ttft_target_s"]))
     bars_left, bars_right = left + 92, right - 120
-    full = _nice(max(5, int(state.buckets[0].max())))
+    buckets = state.buckets.sum(axis=0)
+    full = _nice(max(5, int(buckets[0].max())))
     rows = NUM_BUCKETS + 1
     pitch = (bottom - top) / rows
-    evicted = int(s["num_resumed"])
-    evicted_tokens = int(s["waiting_tokens"]) - int(state.buckets[1].sum())
+    evicted = int(state.queues["num_resumed"].sum())
+    evicted_tokens = int(state.queues["waiting_tokens"].sum()) - int(buckets[1].sum())
     for k in range(rows):
         y = top + pitch * k
         if k < NUM_BUCKETS:
-            label, count, tokens = labels[k], int(state.buckets[0, k]), int(state.buckets[1, k])
+            label, count, tokens = labels[k], int(buckets[0, k]), int(buckets[1, k])
             color = _LATE if k == 0 else _DECODE
         else:
             label, count, tokens, color = "evicted", evicted, evicted_tokens, _SOFT

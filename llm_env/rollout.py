@@ -15,8 +15,9 @@ from llm_env.actions import mask_actions, to_decision
 from llm_env.build import enlarge, load, new_states, single
 from llm_env.config import Scenario
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE, NEEDS_ROOM
 from llm_env.jit import njit
-from llm_env.records import ACTIVE, DECIDE_TYPE, NEEDS_ROOM, STATE_TYPE, STATES_TYPE, State, row
+from llm_env.records import DECIDE_TYPE, STATE_TYPE, STATES_TYPE, State, row
 from llm_env.reward import reward_terms
 from llm_env.view import make_view, observe
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llm_env.config import Scenario, ServiceSettings, describe_problems, read_scenario
+from llm_env.config import Scenario, ServiceSettings, describe_problems, read_scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.measured import read_table
 
@@ -30,16 +30,46 @@ def scenario_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in found if entry.name.endswith(".toml")))
 
 
-def load_scenario(name_or_path: str | Path) -> Scenario:
-    """A scenario by its name, or from a TOML file.
+def load_scenario(name_or_path: str | Path, changes: Sequence[str] = ()) -> Scenario:
+    """A scenario by its name, or from a TOML file, with some of its settings changed.
 
     Args:
         name_or_path: a path if it is a Path, ends with ``.toml`` or contains a path separator; else a name.
+        changes: texts for `parse_changes`.
 
     Raises:
-        UserError: an unknown name (the message lists the known ones), or the file is no valid scenario.
+        UserError: an unknown name (the message lists the known ones), the file is no valid scenario, or a change is
+            none.
         InputOutputError: the file cannot be read.
     """
+    scenario = _unchanged(name_or_path)
+    return with_changes(scenario, parse_changes(changes)) if changes else scenario
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Changes for `llm_env.config.with_changes` from texts like "system.layout=disaggregated".
+
+    The value is read as in TOML: 4, 0.5, true, [1, 2.5]; what is no TOML value is a text.
+
+    Raises:
+        UserError: a text without "=", or a setting twice.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key or not value:
+            raise UserError(f'change: expected SETTING=VALUE like system.workers=4, got "{text}"')
+        if key in changes:
+            raise UserError(f"change: {key} is given twice")
+        try:
+            changes[key] = tomllib.loads(f"value = {value}")["value"] if "\n" not in value else value
+        except (ValueError, RecursionError):
+            changes[key] = value
+    return changes
+
+
+def _unchanged(name_or_path: str | Path) -> Scenario:
     if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
         return read_scenario(name_or_path)
     names = scenario_names()

@@ -119,7 +119,7 @@ def curve_budget(curve: Curve, limit_s: float, cap_tokens: int) -> float:
         return _table_budget(curve.points, limit_s, cap_tokens)
     if curve.step_tokens > 1:
         if curve.per_token_s == 0.0:
-            return float(cap_tokens) if limit_s > curve.setup_s else 1.0
+            return float(cap_tokens) if limit_s >= curve.setup_s else 1.0
         steps = floor((limit_s - curve.setup_s) / (curve.per_token_s * curve.step_tokens) + 1e-9)
         return float(max(1, min(cap_tokens, steps * curve.step_tokens)))
     return largest_batch(curve.setup_s, curve.per_token_s, curve.free_tokens, limit_s, cap_tokens)
@@ -161,16 +161,16 @@ def batch_seconds(system, tokens, num_decodes, cached_tokens, token_context, set
 def prefill_seconds(system, tokens) -> float:
     """Seconds to prefill a prompt alone, in chunks of the SLO budget: what a request needs before its first token.
 
-    By the curve: prefill attention is not in it.
+    By the curve, on the fastest worker: prefill attention is not in it.
     """
     chunk = int(system.slo_budget)
     if tokens <= chunk:
-        return mean_seconds(system, tokens)
+        return mean_seconds(system, tokens) / system.fastest
     rest = tokens % chunk
     seconds = (tokens // chunk) * mean_seconds(system, chunk)
     if rest > 0:
         seconds += mean_seconds(system, rest)
-    return seconds
+    return seconds / system.fastest
 
 
 @njit

@@ -15,10 +15,11 @@ import numpy as np
 from baselines import make_policy, policy_info
 from llm_env.build import load, new_states, single
 from llm_env.config import Scenario, scenario_to_toml
+from llm_env.dtypes import ACTIVE, NEVER
 from llm_env.errors import UserError
 from llm_env.files import write_csv
 from llm_env.metrics import Summary
-from llm_env.records import ACTIVE, NEVER, State
+from llm_env.records import State
 from llm_env.rollout import continue_rollout
 
 FILES = ("requests.csv.gz", "batches.csv.gz", "summary.json", "scenario.toml")

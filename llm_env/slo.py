@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from llm_env.dtypes import FINISHED, LATE_TOLERANCE_S, RULE_DEADLINE, RULE_P99, SLO_RULES
 from llm_env.jit import njit
-from llm_env.records import FINISHED, LATE_TOLERANCE_S, RULE_DEADLINE, RULE_P99, SLO_RULES
 
 
 @njit(forceinline=True)

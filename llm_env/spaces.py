@@ -63,7 +63,7 @@ def resolve_workload(
         if time_scale != 1.0:
             raise UserError("time_scale: only for a trace; the rate of a scenario is its load")
         return drawn_from(scenario, load_range)
-    requests = read_trace(trace, time_scale, scenario.slo)
+    requests = read_trace(trace, time_scale, scenario.slo, workload=scenario.workload)
     if load_range is None:
         return lambda seed: cut_window(requests, scenario, seed)
     load_range = checked_load_range(load_range)

@@ -31,7 +31,9 @@ FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; 
 MAX_SECONDS = 1e9  # the longest episode that settings take
 TRACE_BLOCKS = 20  # of a trace run whole, for batch-means intervals
 
-# "all" baselines: each engine's own setting, and once more with the budget derived from the TBT target where it has one
+# "all" baselines: those that suit one shared queue of requests that say nothing of themselves, each with its engine's
+# own setting, and once more with the budget derived from the TBT target where it has one. The others are named one by
+# one: they need pools, clients, predictions or weights to show what they do, or study one question of batching.
 STANDARD_BASELINES = (
     "fcfs",
     "request-level",
@@ -131,7 +133,7 @@ class CellResult:
 # ---- one unit of work: a contender at a load with some seeds -------------------------------------------------------
 @cache
 def _trace(path: str, time_scale: float, scenario: Scenario) -> np.ndarray:
-    return read_trace(path, time_scale, scenario.slo)
+    return read_trace(path, time_scale, scenario.slo, workload=scenario.workload)
 
 
 def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray | None]:

@@ -13,8 +13,9 @@ import numpy as np
 from llm_env.actions import ACTION_KINDS, BOX, BOX_NAMES, DISCRETE, DISCRETE_TABLE, MASK_LENGTH, NVEC
 from llm_env.build import load, new_states, single
 from llm_env.config import Scenario
+from llm_env.dtypes import ACTIVE, DRAINED, HORIZON, SLO_RULES
 from llm_env.errors import UserError
-from llm_env.records import ACTIVE, DRAINED, HORIZON, SLO_RULES, State
+from llm_env.records import State
 from llm_env.reward import NUM_TERMS, TERM_NAMES, reward_weights
 from llm_env.rollout import mask_all, observe_all, step_all
 from llm_env.slo import judged

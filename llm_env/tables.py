@@ -10,17 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_env.aggregate import Row
+from llm_env.dtypes import SLO_RULES
 from llm_env.metrics import Interval
-from llm_env.records import SLO_RULES
 
 
-def slo_table(rows: Sequence[Row], title: str, rule: str) -> Table:
+def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = None) -> Table:
     """SLO attainment under the three rules, goodput and the paired difference to the best baseline.
 
     Args:
         rows: of one load.
         title: of the table.
         rule: the scenario's rule, by which baselines are ranked and differences are taken.
+        bound: what no policy can pass under it; one more column if given.
     """
     table = _table(title)
     table.add_column("policy", no_wrap=True)
@@ -29,6 +30,8 @@ def slo_table(rows: Sequence[Row], title: str, rule: str) -> Table:
     table.add_column("goodput\nreq/s", justify="right")
     table.add_column("TTFT met\n%", justify="right")
     table.add_column("diff to\nbest, pts", justify="right", no_wrap=True)
+    if bound is not None:
+        table.add_column("of the\nbound, %", justify="right", no_wrap=True)
     for row in rows:
         difference = "best" if row.difference is None else _points(row.difference)
         table.add_row(
@@ -37,6 +40,7 @@ def slo_table(rows: Sequence[Row], title: str, rule: str) -> Table:
             _figure(row.means["goodput_per_s"], 3),
             _figure(100 * row.means["ttft_attainment"], 1),
             difference,
+            *([] if bound is None else [_figure(100 * row.headline.mean / bound if bound > 0 else math.nan, 1)]),
         )
     return table
 

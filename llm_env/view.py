@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from math import exp, log, log1p, log10
 
+from llm_env.batching import next_helpable
+from llm_env.dtypes import FAR, INF, MOVING, PARALLEL_PREFILL, RULE_DEADLINE, RULE_P99
 from llm_env.jit import njit
+from llm_env.placing import left_tokens
 from llm_env.queue import RATE_FAST_S, RATE_SLOW_S, head, member_request, tree_next
-from llm_env.records import (
-    FAR,
-    INF,
-    NUM_BUCKETS,
-    RULE_DEADLINE,
-    RULE_P99,
-    SET_ARRIVAL,
-    SET_FEASIBLE,
-    State,
-    View,
-)
+from llm_env.records import NUM_BUCKETS, SET_ARRIVAL, SET_FEASIBLE, State, View
 from llm_env.service import mean_seconds
 
 
@@ -37,15 +30,21 @@ def make_view(state: State) -> View:
     system = state.system[0]
     w = system.worker
     worker = state.workers[w]
+    q, queue = worker.queue, state.queues[worker.queue]
     num_partial, partial_tokens, context_tokens, num_clean = 0, 0, 0, 0
+    emitted_tokens, declared_tokens, moving = 0, 0, worker.num_moving > 0
     min_decode_slack_s = FAR
     requests, running = state.requests, state.running[w]
     for position in range(worker.num_running):
         r = requests[running[position]]
         context_tokens += r.computed_tokens
+        if moving and r.status == MOVING:
+            continue
+        emitted_tokens += r.emitted_tokens
+        declared_tokens += r.declared_tokens
         if r.computed_tokens < r.prefill_tokens:
             num_partial += 1
-            partial_tokens += r.prefill_tokens - r.computed_tokens
+            partial_tokens += left_tokens(r)
         else:
             slack_s = r.last_token_s + r.tbt_target_s - system.now_s
             if slack_s < min_decode_slack_s:
@@ -53,34 +52,36 @@ def make_view(state: State) -> View:
             if _keeps_tbt(r, system.slo_rule):
                 num_clean += 1
     head_tokens, head_age_s = 0, 0.0
-    if system.num_waiting > 0:
-        r = state.requests[head(state, SET_ARRIVAL)]
+    if queue.num_waiting > 0:
+        r = state.requests[head(state, q, SET_ARRIVAL)]
         head_tokens = r.prefill_tokens
         head_age_s = system.now_s - r.arrival_s
-    first, second = _two_most_urgent(state)
+    first, second = _two_most_urgent(state, q)
     urgent_slack_s, urgent_tokens = _slack(state, first)
     second_slack_s, second_tokens = _slack(state, second)
     passed = system.now_s - system.rate_s
-    kv_used = 0.0
+    free_blocks, kv_used = worker.free_blocks + worker.cached_blocks, 0.0
     if system.kv_limited == 1:
-        kv_used = 1.0 - worker.free_blocks / system.kv_blocks
+        kv_used = 1.0 - free_blocks / system.kv_blocks
+    num_running = worker.num_running - worker.num_moving
+    help_tokens = _help_tokens(state, w) if system.layout == PARALLEL_PREFILL else 0
     return View(
         system.now_s,
         system.epoch,
         w,
         state.workers.shape[0],
-        system.setup_s,
-        system.per_token_s,
+        system.setup_s / worker.speed,
+        system.per_token_s / worker.speed,
         system.free_tokens,
         system.ttft_target_s,
         system.tbt_target_s,
-        system.slo_budget,
+        worker.slo_budget,
         system.max_running,
-        system.num_waiting,
-        system.waiting_tokens,
-        system.num_resumed,
-        state.buckets[0, 0],
-        state.buckets[1, 0],
+        queue.num_waiting,
+        queue.waiting_tokens,
+        queue.num_resumed,
+        state.buckets[q, 0, 0],
+        state.buckets[q, 1, 0],
         head_tokens,
         head_age_s,
         urgent_slack_s,
@@ -89,26 +90,47 @@ def make_view(state: State) -> View:
         second_tokens,
         system.rate_fast * exp(-passed / RATE_FAST_S),
         system.rate_slow * exp(-passed / RATE_SLOW_S),
-        worker.num_running,
-        worker.num_running - num_partial,
+        num_running,
+        num_running - num_partial,
         num_partial,
         partial_tokens,
         context_tokens,
         min_decode_slack_s,
         num_clean,
         system.kv_blocks,
-        worker.free_blocks,
+        free_blocks,
         system.block_tokens,
         kv_used,
         worker.end_s - worker.start_s,
         worker.last_batch_tokens,
+        worker.role,
+        worker.speed,
+        worker.num_moving,
+        worker.num_swapped,
+        worker.last_batch_prefill,
+        worker.batch_evicted,
+        emitted_tokens,
+        declared_tokens,
+        help_tokens,
+        worker.memory,
     )
 
 
 @njit
-def _two_most_urgent(state: State) -> tuple[int, int]:
+def _help_tokens(state: State, w) -> int:
+    """Tokens of prompts on other workers that worker w may help to prefill."""
+    tokens, i = 0, next_helpable(state, w, -1)
+    while i >= 0:
+        r = state.requests[i]
+        tokens += left_tokens(r) - r.in_batch
+        i = next_helpable(state, w, i)
+    return tokens
+
+
+@njit
+def _two_most_urgent(state: State, q) -> tuple[int, int]:
     """The two feasible waiting requests with the earliest TTFT deadlines, -1 where there is none."""
-    members, levels = state.sets[SET_FEASIBLE], state.levels
+    members, levels = state.sets[q, SET_FEASIBLE], state.levels
     member = tree_next(members, levels, 0)
     if member < 0:
         return -1, -1
@@ -193,12 +215,13 @@ def observe(state: State, out) -> None:
     for value in (log1p(view.num_waiting) / _COUNT, log1p(view.waiting_tokens) / _TOKENS):
         out[k] = _clip(value, 0.0, 4.0)
         k += 1
+    buckets = state.buckets[state.workers[system.worker].queue]
     for b in range(NUM_BUCKETS):
-        out[k + b] = _clip(log1p(state.buckets[0, b]) / _COUNT, 0.0, 4.0)
-        out[k + NUM_BUCKETS + b] = _clip(log1p(state.buckets[1, b]) / _TOKENS, 0.0, 4.0)
+        out[k + b] = _clip(log1p(buckets[0, b]) / _COUNT, 0.0, 4.0)
+        out[k + NUM_BUCKETS + b] = _clip(log1p(buckets[1, b]) / _TOKENS, 0.0, 4.0)
     k += 2 * NUM_BUCKETS
-    budget = int(system.slo_budget)
-    feasible_s = (view.waiting_tokens - view.hopeless_tokens) * mean_seconds(system, budget) / budget
+    budget = int(view.slo_budget)
+    feasible_s = (view.waiting_tokens - view.hopeless_tokens) * mean_seconds(system, budget) / budget / view.speed
     for value, low, high in (
         (log1p(view.num_resumed) / _FEW, 0.0, 4.0),
         (view.head_age_s / ttft_s, 0.0, 4.0),
@@ -252,8 +275,10 @@ def _observe_running(state: State, view: View, out, k) -> int:
     counts = (0, 0, 0, 0, 0)
     late, soon, mid, full, more = counts
     partial_slack_s, may_be_late = INF, 0
-    for position in range(view.num_running):
+    for position in range(state.workers[w].num_running):
         r = state.requests[state.running[w, position]]
+        if r.status == MOVING:
+            continue
         if r.computed_tokens < r.prefill_tokens:
             if r.emitted_tokens == 0:
                 partial_slack_s = min(partial_slack_s, r.arrival_s + r.ttft_target_s - view.now_s)

@@ -35,17 +35,8 @@ from llm_env.batching import form_batch
 from llm_env.build import load, new_states, single
 from llm_env.config import with_changes
 from llm_env.core import step
-from llm_env.records import (
-    ACTIVE,
-    DECODES_FIRST,
-    DRAINED,
-    FCFS,
-    FINISHED,
-    MOORE_HODGSON,
-    PREFILL_FIRST,
-    UNLIMITED,
-    snapshot,
-)
+from llm_env.dtypes import ACTIVE, DRAINED, FINISHED
+from llm_env.records import DECODES_FIRST, FCFS, MOORE_HODGSON, PREFILL_FIRST, UNLIMITED, snapshot
 from llm_env.reward import NUM_TERMS
 from llm_env.rollout import step_all
 from llm_env.scenarios import load_scenario

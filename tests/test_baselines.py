@@ -7,8 +7,8 @@ import pytest
 
 import baselines
 from llm_env.config import Scenario, with_changes
+from llm_env.dtypes import FINISHED
 from llm_env.errors import UserError
-from llm_env.records import FINISHED
 from llm_env.rollout import rollout
 from llm_env.scenarios import load_scenario
 from llm_env.workload import blank_requests, draw_workload

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import batch_of, check_all, formed, running_of, toy_state
 
-from llm_env.batching import WINDOW, form_batch
+from llm_env.batching import form_batch
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE
+from llm_env.orders import WINDOW
 from llm_env.records import (
-    ACTIVE,
     DECODES_FIRST,
     EARLIEST_DEADLINE,
     FCFS,

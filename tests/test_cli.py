@@ -177,7 +177,7 @@ def test_the_summary_as_json_is_no_json(trace, capsys):
     arguments = ["--policy", "moore-hodgson", "--set", "margin=1.5", "max_running=64", "--set", "token_budget=slo"]
     assert main(["simulate", "--trace", str(trace), "--json", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["parameters"] == {"token_budget": "slo", "max_running": 64, "margin": 1.5}
+    assert found["parameters"] == {"token_budget": "slo", "max_running": 64, "margin": 1.5, "chunk_tokens": 0}
     assert found["summary"]["finished"] == 3
     assert found["summary"]["kv_used_max"] is None
 

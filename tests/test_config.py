@@ -57,6 +57,23 @@ rates = st.one_of(
     st.fixed_dictionaries({"rate_per_s": st.floats(0.01, 1e6)}),
     st.just({}),
 )
+known = st.fixed_dictionaries(
+    {},
+    optional={
+        "prediction_sigma": st.floats(0, 5),
+        "declared_tokens": tokens,
+        "sessions": st.fixed_dictionaries(
+            {},
+            optional={
+                "mean_turns": st.floats(1, 1000),
+                "think_s": positive,
+                "think_sigma": st.floats(0, 2),
+                "max_context_tokens": tokens,
+            },
+        ),
+        "clients": st.fixed_dictionaries({"count": st.integers(1, 10_000)}, optional={"skew": st.floats(0, 10)}),
+    },
+)
 slo_classes = shares.map(
     lambda p: [{"name": f"class {k}", "ttft_ms": 100.0 * (k + 1), "share": share} for k, share in enumerate(p)]
 )
@@ -73,7 +90,10 @@ scenarios = st.fixed_dictionaries(
         ),
         "slo": st.fixed_dictionaries({"rule": st.sampled_from(["max", "p99", "deadline"]), "classes": slo_classes}),
         "workload": st.builds(
-            dict.__or__, st.fixed_dictionaries({"arrivals": arrivals, "prompt": lengths, "output": lengths}), rates
+            lambda *parts: {name: value for part in parts for name, value in part.items()},
+            st.fixed_dictionaries({"arrivals": arrivals, "prompt": lengths, "output": lengths}),
+            rates,
+            known,
         ),
     }
 )
@@ -182,6 +202,25 @@ WRONG = [
         {"kind": "lognormal-mixture", "w": [1.0], "mu": [1.0, 2.0], "sigma": [1.0]},
         "workload.prompt: w, mu and sigma differ in length: 1, 2, 1",
     ),
+    ("workload.prediction_sigma", -0.1, "workload.prediction_sigma: expected at least 0, got -0.1"),
+    ("workload.prediction_sigma", 6.0, "workload.prediction_sigma: expected at most 5, got 6.0"),
+    ("workload.prediction_sigma", math.nan, "workload.prediction_sigma: expected a finite number, got nan"),
+    ("workload.declared_tokens", 0, "workload.declared_tokens: expected at least 1, got 0"),
+    ("workload.declared_tokens", 1.5, "workload.declared_tokens: expected a valid integer, got 1.5"),
+    ("workload.sessions", 4.0, "workload.sessions: expected a table of settings, got 4.0"),
+    ("workload.sessions.turns", 4.0, "workload.sessions.turns: unknown setting"),
+    ("workload.sessions.mean_turns", 0.5, "workload.sessions.mean_turns: expected at least 1, got 0.5"),
+    ("workload.sessions.mean_turns", 1001.0, "workload.sessions.mean_turns: expected at most 1000, got 1001.0"),
+    ("workload.sessions.think_s", 0.0, "workload.sessions.think_s: expected above 0, got 0.0"),
+    ("workload.sessions.think_sigma", 2.5, "workload.sessions.think_sigma: expected at most 2, got 2.5"),
+    (
+        "workload.sessions.max_context_tokens",
+        0,
+        "workload.sessions.max_context_tokens: expected at least 1, got 0",
+    ),
+    ("workload.clients", {}, "workload.clients.count: missing, it has no default"),
+    ("workload.clients.count", 0, "workload.clients.count: expected at least 1, got 0"),
+    ("workload.clients", {"count": 2, "skew": -1.0}, "workload.clients.skew: expected at least 0, got -1.0"),
     ("slo.rule", "p95", "slo.rule: expected 'max', 'p99' or 'deadline', got 'p95'"),
     ("slo.classes", [], "slo.classes: expected at least 1 items, got 0"),
     ("slo.classes", [{}] * 17, "slo.classes: expected at most 16 items, got 17"),
@@ -300,6 +339,13 @@ def test_setting_the_rate_clears_the_load_and_the_other_way_round():
     assert (by_rate.workload.load, by_rate.workload.rate_per_s) == (None, 3.0)
     by_load = with_changes(by_rate, {"workload.load": 0.9})
     assert (by_load.workload.load, by_load.workload.rate_per_s) == (0.9, None)
+
+
+def test_sessions_cannot_be_switched_on_or_off():
+    with_sessions = with_changes(Scenario(), {"workload.sessions.mean_turns": 2.0})
+    assert with_sessions.workload.sessions is not None
+    assert with_sessions.workload.sessions.mean_turns == 2.0
+    assert with_changes(with_sessions, {"workload.sessions": None}) == Scenario()
 
 
 def test_a_whole_group_can_be_replaced():

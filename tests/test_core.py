@@ -8,19 +8,8 @@ from toy import check_all, running_of, toy_requests, toy_scenario, toy_state
 
 from llm_env.build import enlarge, load, new_states, single
 from llm_env.core import step
-from llm_env.records import (
-    ACTIVE,
-    DRAINED,
-    FINISHED,
-    FUTURE,
-    HORIZON,
-    NEEDS_ROOM,
-    NEVER,
-    RUNNING,
-    WAITING,
-    decision,
-    snapshot,
-)
+from llm_env.dtypes import ACTIVE, DRAINED, FINISHED, FUTURE, HORIZON, NEEDS_ROOM, NEVER, RUNNING, WAITING
+from llm_env.records import decision, snapshot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.nojit]
 

@@ -17,12 +17,14 @@ from toy import batch_of, check_all, toy_state
 
 from baselines import POLICIES, make_policy
 from llm_env.core import step
-from llm_env.records import ACTIVE, DRAINED, FINISHED, REJECTED, snapshot
+from llm_env.dtypes import ACTIVE, DRAINED, FINISHED, REJECTED
+from llm_env.records import snapshot
 from llm_env.view import make_view
 
 pytestmark = pytest.mark.kernel
 
-NAMES = tuple(POLICIES)
+SWAPPING = ("distserve", "fastserve")  # moving KV takes time, and who comes back has kept what was computed
+NAMES = tuple(name for name in POLICIES if name not in SWAPPING)
 EXAMPLES = 6 if config.DISABLE_JIT else 25
 
 workloads = st.lists(st.tuples(st.floats(0, 0.6), st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=14).map(

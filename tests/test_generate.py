@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from llm_env.build import enlarge, load, new_states
-from llm_env.config import FixedLength, GeometricLength, Scenario, ServiceSettings, SLOClass, SLOSettings, with_changes
+from llm_env.config import (
+    FixedLength,
+    GeometricLength,
+    LognormalLength,
+    Scenario,
+    ServiceSettings,
+    SLOClass,
+    SLOSettings,
+    with_changes,
+)
+from llm_env.dtypes import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, REQUEST
 from llm_env.errors import UserError
-from llm_env.records import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, REQUEST
+from llm_env.scenarios import load_scenario
 from llm_env.workload import (
     blank_requests,
     capacity_requests_per_s,
+    capacity_tokens_per_s,
     draw_noise,
     draw_workload,
     mean_length,
@@ -20,6 +33,7 @@ from llm_env.workload import (
     slo_budget,
     streams,
 )
+from llm_env.workload.seeds import history_streams
 
 TWO_CLASSES = SLOSettings(
     classes=(
@@ -43,6 +57,29 @@ def test_same_seed_gives_other_bytes():
     assert first.tobytes() == second.tobytes()
     assert first.tobytes() != draw_workload(scenario, 8).tobytes()
     assert first.tobytes() == draw_workload(scenario, np.int64(7)).tobytes()
+
+
+# what the first version drew: seeds 0 to 4, these fields one after the other
+FIRST_FIELDS = (
+    *("arrival_s", "prompt_tokens", "output_tokens", "slo_class", "ttft_target_s", "tbt_target_s", "weight"),
+    *("client", "session", "row"),
+)
+FIRST_DRAWS = {
+    "chat": "6cbb7510e10960439605c4a14a019f69",
+    "chat-bursty": "0a515ae792bf1d2c78d3ea37ec29179e",
+    "code": "1ee37b47ab290e50523ab27b1e4ef632",
+    "long-context": "2c515405866486e5b66d0b82934287f9",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_DRAWS)
+def test_a_seed_no_longer_means_what_it_meant(name):
+    digest = hashlib.sha256()
+    for seed in range(5):
+        requests = draw_workload(load_scenario(name), seed)
+        for field in FIRST_FIELDS:
+            digest.update(np.ascontiguousarray(requests[field]).tobytes())
+    assert digest.hexdigest()[:32] == FIRST_DRAWS[name]
 
 
 @pytest.mark.parametrize("kind", ["poisson", "gamma", "mmpp2"])
@@ -74,12 +111,14 @@ def test_a_higher_load_meets_other_requests():
     low = draw_workload(with_changes(Scenario(slo=TWO_CLASSES), {"workload.load": 0.4}), 5)
     high = draw_workload(with_changes(Scenario(slo=TWO_CLASSES), {"workload.load": 0.8}), 5)
     assert high.size > low.size
-    for field in ("prompt_tokens", "output_tokens", "slo_class", "weight"):
+    for field in ("prompt_tokens", "output_tokens", "slo_class", "weight", "predicted_tokens"):
         np.testing.assert_array_equal(high[field][: low.size], low[field])
 
 
 def test_streams_of_one_seed_or_of_two_seeds_are_correlated():
-    draws = np.array([rng.random(20_000) for seed in (0, 1) for rng in streams(seed)])
+    draws = np.array(
+        [rng.random(20_000) for seed in (0, 1) for made in (streams, history_streams) for rng in made(seed)]
+    )
     correlation = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
     assert abs(correlation).max() < 5 / np.sqrt(20_000)
 
@@ -92,8 +131,12 @@ def test_requests_start_in_the_wrong_state():
         assert (requests[field] == -1).all(), field
     for field in ("in_batch", "prefill_tokens", "computed_tokens", "emitted_tokens", "blocks", "late_gaps", "credit"):
         assert (requests[field] == 0).all(), field
+    for field in ("shared_tokens", "away_tokens", "num_helpers", "hit_tokens", "cached_blocks"):
+        assert (requests[field] == 0).all(), field
+    for field in ("previous", "home", "next", "before"):
+        assert (requests[field] == -1).all(), field
     assert np.isnan(requests["max_tbt_s"]).all()
-    assert np.isnan(requests["predicted_tokens"]).all()
+    assert np.isnan(blank_requests(2)["predicted_tokens"]).all()
     np.testing.assert_array_equal(requests["row"], np.arange(requests.size))
     assert blank_requests(0).shape == (0,)
 
@@ -261,3 +304,141 @@ def test_mean_lengths_of_the_workload_are_not_those_of_its_settings():
     )
     drawn = draw_workload(scenario, 0)["prompt_tokens"]
     assert drawn.mean() == pytest.approx(mean_length(settings), abs=5 * drawn.std() / np.sqrt(drawn.size))
+
+
+# ---- predicted lengths ---------------------------------------------------------------------------------------------
+def error_of_prediction(requests: np.ndarray) -> np.ndarray:
+    return np.log(requests["predicted_tokens"] / requests["output_tokens"])
+
+
+def test_a_perfect_predictor_errs():
+    requests = draw_workload(with_changes(Scenario(), {"workload.prediction_sigma": 0.0}), 0)
+    np.testing.assert_array_equal(requests["predicted_tokens"], requests["output_tokens"])
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 2.0])
+def test_predictions_err_otherwise_than_said(sigma):
+    scenario = with_changes(Scenario(), {"workload.prediction_sigma": sigma, "workload.rate_per_s": 200.0})
+    requests = draw_workload(scenario, 3)
+    error, n = error_of_prediction(requests), requests.size
+    assert error.mean() == pytest.approx(0.0, abs=5 * sigma / np.sqrt(n))
+    assert error.std() == pytest.approx(sigma, abs=5 * sigma / np.sqrt(2 * n))
+    for field in ("prompt_tokens", "output_tokens", "arrival_s"):
+        correlation = np.corrcoef(error, np.log1p(requests[field]))[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(n), field
+
+
+def test_predictions_depend_on_other_draws_or_change_them():
+    base = with_changes(Scenario(slo=TWO_CLASSES), {"workload.rate_per_s": 5.0})
+    requests = draw_workload(base, 4)
+    rougher = draw_workload(with_changes(base, {"workload.prediction_sigma": 1.0}), 4)
+    np.testing.assert_allclose(error_of_prediction(rougher), 2 * error_of_prediction(requests), atol=1e-12)
+    for field in REQUEST.names:
+        if field != "predicted_tokens":
+            assert requests[field].tobytes() == rougher[field].tobytes(), field
+    other = with_changes(base, {"workload.output": {"kind": "choice"}, "workload.clients": {"count": 3}})
+    np.testing.assert_allclose(error_of_prediction(draw_workload(other, 4)), error_of_prediction(requests), atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5, 1.0])
+def test_rank_correlation_of_predictions_is_not_that_of_two_normals(sigma):
+    """Kendall's tau of log-normal lengths and errors is 2/pi asin(s / sqrt(s^2 + sigma^2)): Kruskal, JASA 53 (1958)."""
+    spread, n = 0.87, 4000
+    scenario = with_changes(
+        Scenario(),
+        {
+            "workload.output": LognormalLength(mu=9.0, sigma=spread).model_dump(),  # long, so that few are equal
+            "workload.prediction_sigma": sigma,
+            "workload.rate_per_s": 40.0,
+        },
+    )
+    requests = draw_workload(scenario, 0)[:n]
+    tau = stats.kendalltau(requests["output_tokens"], requests["predicted_tokens"]).statistic
+    expected = 2 / np.pi * np.arcsin(spread / np.hypot(spread, sigma))
+    assert tau == pytest.approx(expected, abs=5 * np.sqrt(2 * (1 - expected**2) / n))  # Kendall's bound of the variance
+
+
+def test_rank_correlation_of_the_shipped_scenarios_is_not_as_documented():
+    for name, documented in (("chat", 0.67), ("code", 0.61), ("long-context", 0.65)):
+        scenario = with_changes(load_scenario(name), {"workload.rate_per_s": 200.0})
+        requests = draw_workload(scenario, 1)[:20_000]
+        tau = stats.kendalltau(requests["output_tokens"], requests["predicted_tokens"]).statistic
+        error = np.sqrt(2 * (1 - documented**2) / requests.size)
+        assert tau == pytest.approx(documented, abs=0.005 + 5 * error), name
+
+
+# ---- declared lengths ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("output", "declared"),
+    [
+        ({"kind": "fixed", "tokens": 77}, 77),
+        ({"kind": "choice", "tokens": [64, 512, 256], "probabilities": [0.5, 0.25, 0.25]}, 512),
+        ({"kind": "geometric", "p": 0.01, "max_tokens": 900}, 900),
+        ({"kind": "lognormal", "mu": 4.0, "sigma": 0.5, "max_tokens": 300}, 300),
+        ({"kind": "lognormal-mixture", "w": [1.0], "mu": [4.0], "sigma": [0.5], "max_tokens": 301}, 301),
+    ],
+)
+def test_clients_do_not_allow_the_longest_output_by_default(output, declared):
+    requests = draw_workload(with_changes(Scenario(), {"workload.output": output}), 0)
+    assert (requests["declared_tokens"] == declared).all()
+    assert (requests["output_tokens"] <= declared).all()
+
+
+def test_a_declared_length_cuts_an_output_or_is_not_used():
+    requests = draw_workload(with_changes(Scenario(), {"workload.declared_tokens": 100}), 0)
+    np.testing.assert_array_equal(requests["declared_tokens"], np.maximum(100, requests["output_tokens"]))
+    np.testing.assert_array_equal(requests["output_tokens"], draw_workload(Scenario(), 0)["output_tokens"])
+    assert set((requests["declared_tokens"] == 100).tolist()) == {False, True}
+
+
+# ---- clients -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("skew", [0.0, 1.0, 2.5])
+def test_clients_have_the_wrong_shares(skew):
+    changes = {"workload.clients": {"count": 6, "skew": skew}, "workload.rate_per_s": 300.0}
+    requests = draw_workload(with_changes(Scenario(), changes), 0)
+    weights = np.arange(1, 7) ** -skew
+    counts = np.bincount(requests["client"], minlength=6)
+    assert counts.size == 6
+    np.testing.assert_allclose(
+        counts / requests.size, weights / weights.sum(), atol=5 * np.sqrt(0.25 / requests.size), rtol=0
+    )
+    plain = draw_workload(with_changes(Scenario(), {"workload.rate_per_s": 300.0}), 0)
+    assert (plain["client"] == -1).all()
+    plain["client"] = requests["client"]
+    assert plain.tobytes() == requests.tobytes()
+
+
+# ---- unequal workers -----------------------------------------------------------------------------------------------
+def test_load_one_is_not_the_sum_over_unequal_workers():
+    """S(b) = 45.5 + 0.3 (b - 64). Speed 2: 300 ms of work in 150, tau = 64 + 254.5 / 0.3; speed 0.5: 75 ms."""
+    unequal = with_changes(FIXED, {"system.workers": 3, "system.speeds": [1.0, 2.0, 0.5]})
+    taus = [64 + (target - 45.5) / 0.3 for target in (150.0, 300.0, 75.0)]
+    assert [slo_budget(FIXED.system.service, 150.0, 128, s) for s in (1.0, 2.0, 0.5)] == pytest.approx(taus)
+    assert capacity_tokens_per_s(unequal) == pytest.approx(sum(taus) / 0.150)
+    assert capacity_requests_per_s(unequal) == pytest.approx(sum(taus) / 0.150 / 400)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 7])
+def test_equal_speeds_of_one_change_the_capacity(workers):
+    plain = with_changes(FIXED, {"system.workers": workers})
+    assert capacity_tokens_per_s(with_changes(plain, {"system.speeds": [1.0] * workers})) == capacity_tokens_per_s(
+        plain
+    )
+
+
+def test_the_layout_changes_the_capacity():
+    plain = with_changes(FIXED, {"system.workers": 4})
+    for layout in (
+        {"system.layout": "disaggregated", "system.prefill_workers": 1},
+        {"system.layout": "parallel-prefill"},
+    ):
+        assert capacity_tokens_per_s(with_changes(plain, layout)) == capacity_tokens_per_s(plain)
+
+
+def test_a_worker_that_never_meets_the_target_counts():
+    """Below speed 45.5 / 150 even the smallest batch takes longer than the target."""
+    one_fast = with_changes(FIXED, {"system.workers": 3, "system.speeds": [0.3, 1.0, 0.1]})
+    assert capacity_tokens_per_s(one_fast) == capacity_tokens_per_s(FIXED)
+    all_slow = with_changes(FIXED, {"system.workers": 2, "system.speeds": [0.1, 0.25]})
+    with pytest.raises(UserError, match="no batch meets a TBT target of 150 ms, the smallest takes 182 ms"):
+        capacity_tokens_per_s(all_slow)

@@ -7,18 +7,9 @@ from toy import batch_of, check_all, formed, running_of, toy_state
 
 from llm_env.batching import form_batch
 from llm_env.core import step
+from llm_env.dtypes import DRAINED, FINISHED, REJECTED, WAITING
 from llm_env.kv import blocks_for, evict, make_room
-from llm_env.records import (
-    DRAINED,
-    FINISHED,
-    KV_CHUNK,
-    KV_PROMPT,
-    KV_RESERVE,
-    REJECTED,
-    WAITING,
-    decision,
-    snapshot,
-)
+from llm_env.records import KV_CHUNK, KV_PROMPT, KV_RESERVE, decision, snapshot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.nojit]
 
@@ -161,7 +152,7 @@ def test_an_evicted_request_forgets_its_kv_but_not_its_tokens():
     state = three_decoding(100)
     for _ in range(2):
         step(state, decision(100))  # 3 tokens made, 6 in KV, 2 blocks each
-    evict(state, 0, 1)
+    evict(state, 0, 1, 0)
     r = state.requests[1]
     assert (r["status"], r["computed_tokens"], r["emitted_tokens"], r["blocks"]) == (WAITING, 0, 3, 0)
     assert r["prefill_tokens"] == 4 + 3  # the prompt and what was generated
@@ -179,7 +170,7 @@ def test_an_evicted_partial_prefill_is_no_partial_any_more():
     state = toy_state([(0.0, 4, 8), (0.0, 30, 8)], blocks=20)
     step(state, decision(10))  # 4 tokens of request 0, 6 of request 1
     assert state.workers[0]["num_partial"] == 1
-    evict(state, 0, 1)
+    evict(state, 0, 1, 0)
     assert state.workers[0]["num_partial"] == 0
     assert state.requests[1]["prefill_tokens"] == 30
     check_all(state)
@@ -187,11 +178,11 @@ def test_an_evicted_partial_prefill_is_no_partial_any_more():
 
 def test_make_room_evicts_no_more_than_it_must():
     state = three_decoding(4)
-    assert make_room(state, 0, 0, 2)
+    assert make_room(state, 0, 0, 2, decision(100))
     assert running_of(state) == [0, 1]
-    assert make_room(state, 0, 0, 3)
+    assert make_room(state, 0, 0, 3, decision(100))
     assert running_of(state) == [0]
-    assert not make_room(state, 0, 0, 5)  # more than there is: it goes itself
+    assert not make_room(state, 0, 0, 5, decision(100))  # more than there is: it goes itself
     assert running_of(state) == []
     assert state.workers[0]["free_blocks"] == 4
 

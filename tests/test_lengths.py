@@ -16,6 +16,7 @@ from llm_env.config import (
     LognormalMixtureLength,
 )
 from llm_env.workload import draw_lengths, mean_length
+from llm_env.workload.lengths import largest_length, length_probabilities
 
 DISTRIBUTIONS = (
     FixedLength(tokens=7),
@@ -54,6 +55,22 @@ def test_the_first_lengths_depend_on_how_many_follow(lengths):
     many = draw_lengths(lengths, 1000, np.random.default_rng(2))
     np.testing.assert_array_equal(many[:10], few)
     assert draw_lengths(lengths, 0, np.random.default_rng(2)).shape == (0,)
+
+
+@each
+def test_probabilities_are_not_those_of_the_lengths(lengths):
+    size = min(20_000, largest_length(lengths) + 1)
+    p = length_probabilities(lengths, size)
+    assert p.shape == (size,)
+    assert (p >= 0).all()
+    assert p.sum() == pytest.approx(1.0, abs=1e-4 if size == 20_000 else 1e-12)
+    if size < 20_000:
+        assert p @ np.arange(size) == pytest.approx(mean_length(lengths), rel=1e-9)
+        assert draw_lengths(lengths, 1000, np.random.default_rng(8)).max() <= largest_length(lengths)
+    few = length_probabilities(lengths, 8)
+    np.testing.assert_array_equal(few[: p.size], p[:8])
+    drawn = np.bincount(draw_lengths(lengths, 100_000, np.random.default_rng(9)), minlength=size)[:size] / 100_000
+    assert (abs(drawn - p) <= 6 * np.sqrt(p * (1 - p) / 100_000) + 1e-4).all()
 
 
 @given(mu=st.floats(-3, 8), sigma=st.floats(0.01, 3), low=st.integers(1, 50), width=st.integers(0, 3000))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
+from llm_env.dtypes import FINISHED, REJECTED, SYSTEM
 from llm_env.metrics import (
     EVERYTHING,
     block_values,
@@ -20,7 +21,7 @@ from llm_env.metrics import (
     ttft_marks,
     weighted_quantiles,
 )
-from llm_env.records import FINISHED, REJECTED, SYSTEM, State
+from llm_env.records import State
 from llm_env.rollout import rollout
 from llm_env.simulate import simulate
 from llm_env.workload import blank_requests

@@ -13,6 +13,7 @@ from toy import check_queue, formed, members, toy_scenario, toy_state
 
 from llm_env.build import new_states, single, with_capacity
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE
 from llm_env.kv import evict
 from llm_env.queue import (
     RATE_FAST_S,
@@ -26,7 +27,6 @@ from llm_env.queue import (
     tree_remove,
 )
 from llm_env.records import (
-    ACTIVE,
     MOORE_HODGSON,
     NUM_SETS,
     SET_ARRIVAL,
@@ -86,13 +86,13 @@ def test_a_tree_that_is_made_larger_keeps_its_members():
     states = new_states(toy_scenario(), 2, 40)
     for e in range(2):
         for member in (0, 5, 39):
-            tree_add(single(states, e).sets[SET_ARRIVAL], single(states, e).levels, member)
+            tree_add(single(states, e).sets[0, SET_ARRIVAL], single(states, e).levels, member)
     wide = with_capacity(states, 5000)
     for e in range(2):
         state = single(wide, e)
         assert members(state, SET_ARRIVAL) == [0, 5, 39]
         assert members(state, SET_PROMPT) == []
-        tree_add(state.sets[SET_ARRIVAL], state.levels, 4999)
+        tree_add(state.sets[0, SET_ARRIVAL], state.levels, 4999)
         assert members(state, SET_ARRIVAL) == [0, 5, 39, 4999]
     assert with_capacity(wide, 4000) is wide
 
@@ -140,14 +140,14 @@ def test_sets_buckets_and_sums_equal_brute_force_after_every_step(rows, ttft, bl
 def test_each_set_has_its_own_head():
     # prompts 8, 3, 5; deadlines 0.5, 0.4, 0.3; request 3 can no longer be on time (11 ms > 1 ms)
     state = toy_state([(0.0, 8, 1), (0.0, 3, 1), (0.0, 5, 1), (0.0, 1, 1)], [0.5, 0.4, 0.3, 0.001])
-    assert head(state, SET_ARRIVAL) == 0
-    assert head(state, SET_PROMPT) == 3
-    assert head(state, SET_DEADLINE) == 3
-    assert head(state, SET_LATEST_START) == 3
-    assert head(state, SET_FEASIBLE) == 2
-    assert head(state, SET_HOPELESS) == 3
-    assert state.buckets[0].sum() == 4
-    assert state.buckets[:, 0].tolist() == [1, 1]
+    assert head(state, 0, SET_ARRIVAL) == 0
+    assert head(state, 0, SET_PROMPT) == 3
+    assert head(state, 0, SET_DEADLINE) == 3
+    assert head(state, 0, SET_LATEST_START) == 3
+    assert head(state, 0, SET_FEASIBLE) == 2
+    assert head(state, 0, SET_HOPELESS) == 3
+    assert state.buckets[0, 0].sum() == 4
+    assert state.buckets[0, :, 0].tolist() == [1, 1]
 
 
 @nojit
@@ -155,11 +155,11 @@ def test_each_set_has_its_own_head():
 def test_evicted_requests_stand_in_front_the_last_evicted_first(order):
     state = toy_state([(0.0, 4, 5), (0.0, 4, 5), (0.0, 4, 5), (0.0, 1, 1)], max_running=3)
     step(state, decision(12))  # 0, 1 and 2 have their first token; 3 waits
-    evict(state, 0, 0)
-    evict(state, 0, 1)  # now at position 1: request 2
+    evict(state, 0, 0, 0)
+    evict(state, 0, 1, 0)  # now at position 1: request 2
     check_queue(state)
     for which_set in range(NUM_SETS):
-        assert head(state, which_set) == 2
+        assert head(state, 0, which_set) == 2
     # 5 tokens each to prefill again (4 of the prompt, 1 generated), then whoever came last
     assert formed(state, decision(100, order=order)) == [(1, 1), (2, 5), (0, 5)]
     assert formed(state, decision(100, order=order, max_running=2)) == [(1, 1), (2, 5)]
@@ -169,11 +169,11 @@ def test_evicted_requests_stand_in_front_the_last_evicted_first(order):
 def test_an_evicted_request_that_returns_leaves_the_front():
     state = toy_state([(0.0, 4, 5), (0.0, 4, 5), (0.0, 4, 5)])
     step(state, decision(12))
-    evict(state, 0, 2)
+    evict(state, 0, 2, 0)
     step(state, decision(100, order=MOORE_HODGSON))
     check_queue(state)
-    assert state.system[0]["num_resumed"] == 0
-    assert head(state, SET_ARRIVAL) == -1
+    assert state.queues[0]["num_resumed"] == 0
+    assert head(state, 0, SET_ARRIVAL) == -1
 
 
 def test_arrival_rates_are_exponential_averages():

@@ -11,7 +11,8 @@ import pytest
 from toy import toy_state
 
 from llm_env.core import step
-from llm_env.records import ACTIVE, decision, snapshot
+from llm_env.dtypes import ACTIVE
+from llm_env.records import decision, snapshot
 from llm_env.render import HEIGHT, MAX_BATCHES, WIDTH, BatchNote, History, render_ansi, render_rgb
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +87,7 @@ def test_drawing_leaves_the_state_as_it_is():
 
 def test_a_hopeless_request_shows_in_red_and_in_words():
     calm, late = played(1, [(0.0, 5, 9), (0.0, 5, 9)]), played(0, [(0.0, 500, 9), (0.0, 500, 9)])
-    assert late[0].buckets[0, 0] == 2
+    assert late[0].buckets[0, 0, 0] == 2
     assert count(render_rgb(*late), RED) > 5 * count(render_rgb(*calm), RED)
     assert "hopeless ████████████████████████     2 requests     1000 tokens" in render_ansi(*late)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from importlib.resources import files
 
@@ -11,7 +12,7 @@ import pytest
 
 from llm_env.config import Scenario, scenario_to_toml
 from llm_env.errors import InputOutputError, UserError
-from llm_env.scenarios import load_scenario, preset_names, scenario_names, service_from_text
+from llm_env.scenarios import load_scenario, parse_changes, preset_names, scenario_names, service_from_text
 from llm_env.workload import capacity_requests_per_s, draw_workload, mean_length
 
 NAMES = ("chat", "chat-bursty", "code", "long-context")
@@ -183,3 +184,43 @@ def test_the_preset_file_differs_from_the_measurements(shared):
         return {n: float(v) if v.replace(".", "", 1).isdigit() else v for n, v in row.items()}
 
     assert sorted(map(str, map(plain, shipped))) == sorted(map(str, map(plain, rows)))
+
+
+# ---- changes on the command line -----------------------------------------------------------------------------------
+def test_a_change_is_not_read_as_toml():
+    texts = ["a.b=4", "c = 0.5", "d=true", "e=[1, 2.5]", "f=least-tokens", 'g="x = y"', "h=1e3"]
+    assert parse_changes(texts) == {
+        "a.b": 4,
+        "c": 0.5,
+        "d": True,
+        "e": [1, 2.5],
+        "f": "least-tokens",
+        "g": "x = y",
+        "h": 1000.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["system.workers"], 'expected SETTING=VALUE like system.workers=4, got "system.workers"'),
+        (["=4"], "expected SETTING=VALUE"),
+        (["system.workers="], "expected SETTING=VALUE"),
+        (["system.workers=4", "system.workers=5"], "system.workers is given twice"),
+        (["system.wrkers=4"], "system.wrkers: unknown setting"),
+        (["system.workers=four"], "system.workers: expected a valid integer, got 'four'"),
+        (["system.workers=4\nname = 'x'"], "system.workers"),
+        (["name.x=4"], "name is not a group of settings"),
+        (["system.layout=disaggregated"], "needs prefill_workers"),
+    ],
+)
+def test_a_wrong_change_is_no_clear_error(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_scenario("chat", changes)
+
+
+def test_changes_are_made_one_by_one():
+    # each alone would be refused
+    scenario = load_scenario("chat", ["system.layout=disaggregated", "system.prefill_workers=1", "system.workers=2"])
+    assert (scenario.system.workers, scenario.system.prefill_workers) == (2, 1)
+    assert load_scenario("chat", ["workload.rate_per_s=3"]).workload.load is None

@@ -22,8 +22,9 @@ from llm_env.config import (
     with_changes,
 )
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE
 from llm_env.errors import UserError
-from llm_env.records import ACTIVE, decision
+from llm_env.records import decision
 from llm_env.service import (
     curve_budget,
     curve_seconds,
@@ -229,6 +230,8 @@ def test_a_table_is_not_monotone_between_its_points(tokens, data):
         (TABLE, 20.0, 12.0),
         (TABLE, 60.0, 64.0),
         (ServiceSettings(form="table", points=((1, 5.0), (8, 5.0))), 5.0, 1 << 20),
+        (ServiceSettings(form="staircase", setup_ms=5.0, step_ms=0.0, step_tokens=8), 5.0, 1 << 20),
+        (ServiceSettings(form="staircase", setup_ms=5.0, step_ms=0.0, step_tokens=8), 4.9, 1.0),
     ],
 )
 def test_the_budget_of_another_curve_is_its_largest_batch_in_time(service, limit_ms, expected):

@@ -17,6 +17,7 @@ from llm_env.config import Scenario, read_scenario
 from llm_env.errors import UserError
 from llm_env.files import staged_folder, write_csv
 from llm_env.simulate import FILES, batch_columns, request_columns, simulate
+from llm_env.validation_references import REFERENCES
 from llm_env.workload import blank_requests, draw_workload, read_trace
 
 NOISY = """
@@ -183,18 +184,8 @@ def test_more_requests_run_than_there_are_slots():
 
 
 # ---- reference runs ------------------------------------------------------------------------------------------------
-REFERENCES = [
-    ("vidur/A_sarathi", "sarathi", "token_budget=512 max_running=128", "1000000"),
-    ("vidur/A_vllm", "vllm-v0", "max_batched_tokens=4096 max_running=128 padded=true", "1000000"),
-    ("vidur/A_vllm_mem2000", "vllm-v0", "max_batched_tokens=4096 max_running=128 padded=true", "2000"),
-    ("vidur/A_orca", "orca", "max_running=128 reserve_tokens=4096", "1000000"),
-    # one of the 100,000 blocks is vLLM's null block
-    ("vllm/v1_budget512_seqs128_kv100000", "vllm-v1", "token_budget=512 max_running=128", "99999"),
-]
-
-
-@pytest.mark.parametrize(("name", "policy", "parameters", "blocks"), REFERENCES)
-def test_a_reference_run_is_not_reproduced(shared: Path, tmp_path, name, policy, parameters, blocks):
+@pytest.mark.parametrize(("engine", "name", "policy", "parameters", "blocks"), REFERENCES)
+def test_a_reference_run_is_not_reproduced(shared: Path, tmp_path, engine, name, policy, parameters, blocks):
     path = shared / "reference" / (f"{name}_requests.csv.gz" if name.startswith("vidur") else f"{name}.csv.gz")
     if not path.exists():
         pytest.skip(f"{path} is absent")
@@ -203,7 +194,8 @@ def test_a_reference_run_is_not_reproduced(shared: Path, tmp_path, name, policy,
     lines = [",".join(columns), *map(",".join, zip(*(wanted[column] for column in columns), strict=True))]
     (tmp_path / "trace.csv").write_text("\n".join(lines) + "\n")
     arguments = ["simulate", "--trace", str(tmp_path / "trace.csv"), "--service", "45.5,0.30,64", "--policy", policy]
-    arguments += ["--set", *parameters.split(), "--kv-blocks", blocks, "--out", str(tmp_path / "out")]
+    texts = [f"{key}={str(value).lower()}" for key, value in parameters.items()]
+    arguments += ["--set", *texts, "--kv-blocks", str(blocks), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     found = read_columns(tmp_path / "out" / "requests.csv.gz")
     for column in ("request", "prompt_tokens", "output_tokens"):

@@ -7,7 +7,7 @@ import math
 import pytest
 from toy import toy_state
 
-from llm_env.records import FINISHED, RULE_DEADLINE, RULE_MAX, RULE_P99, RUNNING, SLO_RULES
+from llm_env.dtypes import FINISHED, RULE_DEADLINE, RULE_MAX, RULE_P99, RUNNING, SLO_RULES
 from llm_env.slo import slo_met, stamp_token, tbt_broken, ttft_met
 
 pytestmark = [pytest.mark.kernel, pytest.mark.nojit]

@@ -150,6 +150,43 @@ def test_the_table_fits_a_hundred_columns(short, tmp_path, capsys, monkeypatch):
     assert all(name in text for name in STANDARD_BASELINES)
 
 
+def test_the_bound_changes_the_cells_or_is_passed_or_does_not_fit(short, tmp_path, capsys):
+    arguments = ("--scenario", short, "--baselines", "all", "--seeds", "3", "--loads", "0.9", "2.0")
+    assert run(*arguments, "--out", str(tmp_path / "without")) == 0
+    assert "no policy can pass" not in capsys.readouterr().out
+    assert run(*arguments, "--bound", "--out", str(tmp_path / "with")) == 0
+    text = capsys.readouterr().out
+    assert text.count("no policy can pass") == 2
+    assert "bound, %" in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 100
+    without, found = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("without", "with"))
+    assert "bounds" not in without
+    for name in ("cells.csv", "requests.csv.gz"):
+        assert (tmp_path / "without" / name).read_bytes() == (tmp_path / "with" / name).read_bytes()
+    bounds = {entry["load"]: entry for entry in found["bounds"]}
+    assert bounds[2.0]["p99"] < 1
+    for row in found["rows"]:
+        for rule in ("max", "p99", "deadline"):
+            assert row[f"slo_attainment_{rule}"] <= bounds[row["load"]][rule] + 1e-12, row["policy"]
+
+
+def test_a_bound_of_a_trace_is_passed(short, tmp_path):
+    trace, out = write_trace(tmp_path / "trace.csv", 0.0), tmp_path / "out"
+    arguments = ("--scenario", short, "--trace", trace, "--time-scale", "0.25", "--baselines", "moore-hodgson")
+    assert run(*arguments, "--bound", "--out", str(out)) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["bounds"][0]["load"] is None
+    assert found["rows"][0]["slo_attainment_p99"] <= found["bounds"][0]["p99"] < 1
+
+
+def test_a_bound_of_a_noisy_system_is_made_up(tmp_path, capsys):
+    noisy = tmp_path / "noisy.toml"
+    noisy.write_text(SHORT + '[system.service]\nsetup_noise = "exponential"\n')
+    assert run("--scenario", str(noisy), "--bound", "--out", str(tmp_path / "out")) == 2
+    assert "the service time is noisy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_env.config import SLOClass, SLOSettings
+from llm_env.config import SLOClass, SLOSettings, WorkloadSettings
 from llm_env.errors import InputOutputError, UserError
 from llm_env.workload import read_trace
 
@@ -118,6 +118,36 @@ def test_classes_are_not_drawn_from_the_seed(write):
     assert first["slo_class"].mean() == pytest.approx(0.5, abs=0.2)
 
 
+def test_turns_of_unsorted_sessions_are_linked_wrongly(write):
+    rows = ["9,36,4,1", "0,10,5,1", "3,20,5,2", "4,20,5,1", "5,25,5,2", "6,7,1,", "9,90,4,1"]
+    requests = read_trace(write(f"{HEADER},session\n" + "\n".join(rows)))
+    assert requests["row"].tolist() == [1, 2, 3, 4, 5, 0, 6]
+    assert requests["previous"].tolist() == [-1, -1, 0, 1, -1, 2, 5]
+    assert requests["shared_tokens"].tolist() == [0, 0, 15, 0, 0, 25, 40]  # 25 = 20 + 5: no longer than the turn before
+
+
+def test_traces_without_sessions_have_turns(write):
+    requests = read_trace(write(f"{HEADER}\n0,10,5\n1,20,5\n"))
+    assert requests["previous"].tolist() == [-1, -1]
+    assert requests["shared_tokens"].tolist() == [0, 0]
+
+
+def test_clients_of_a_trace_allow_less_than_they_got_or_not_the_setting(write):
+    path = write(f"{HEADER}\n0,1,10\n1,1,300\n2,1,20\n")
+    assert read_trace(path)["declared_tokens"].tolist() == [300, 300, 300]
+    said = read_trace(path, workload=WorkloadSettings(declared_tokens=15))
+    assert said["declared_tokens"].tolist() == [15, 300, 20]
+
+
+def test_predictions_of_a_trace_are_not_drawn_from_the_seed(write):
+    path = write(HEADER + "\n" + "".join(f"{i},1,{i + 1}\n" for i in range(200)))
+    first, again, other = read_trace(path, seed=1), read_trace(path, seed=1), read_trace(path, seed=2)
+    assert first.tobytes() == again.tobytes()
+    assert (first["predicted_tokens"] != other["predicted_tokens"]).all()
+    perfect = read_trace(path, seed=1, workload=WorkloadSettings(prediction_sigma=0.0))
+    np.testing.assert_array_equal(perfect["predicted_tokens"], perfect["output_tokens"])
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "prompt_mean"),
     [
@@ -135,6 +165,10 @@ def test_public_traces_are_refused_or_misread(shared, name, rows, prompt_mean):
     assert requests["prompt_tokens"].mean() == pytest.approx(prompt_mean, abs=0.01)
     assert (np.diff(requests["arrival_s"]) >= 0).all()
     assert (requests["session"].max() > 0) == (name == "mooncake_conversation")
+    later = requests["previous"] >= 0
+    assert later.any() == (name == "mooncake_conversation")
+    if later.any():
+        assert (requests["shared_tokens"][later] > 0).mean() == pytest.approx(0.89, abs=0.01)
 
 
 # ---- bad content ---------------------------------------------------------------------------------------------------
@@ -184,6 +218,7 @@ def test_a_bad_row_has_no_exact_place(write, row, message, compress):
 BAD_FILES = {
     "empty": ("", f"T:1:1: empty file: expected the header {HEADER} or {AZURE}"),
     "only a BOM": (b"\xef\xbb\xbf", "T:1:1: empty file"),
+    "only a carriage return": ("\r", f'T:1:1: header: expected {HEADER} or {AZURE}, got ""'),
     "header only": (f"{HEADER}\n", "T:2:1: no requests after the header"),
     "header without newline": (HEADER, "T:2:1: no requests after the header"),
     "no header": ("0,1,1\n", f'T:1:1: header: expected {HEADER} or {AZURE}, got "0,1,1"'),

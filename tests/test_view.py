@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import running_of, toy_state
+from toy import resumed_of, running_of, toy_state
 
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE, FAR, ROLE_BOTH, SLO_RULES, WAITING
 from llm_env.queue import RATE_FAST_S, RATE_SLOW_S
-from llm_env.records import ACTIVE, FAR, SLACK_EDGES, SLO_RULES, WAITING, decision, snapshot
+from llm_env.records import SLACK_EDGES, decision, snapshot
 from llm_env.view import DECODE_EDGES, FEATURE_NAMES, FEATURES, NUM_FEATURES, make_view, observe
 
 pytestmark = pytest.mark.kernel
@@ -63,7 +64,7 @@ def keeps_tbt(r, rule):
 def parts(state):
     """(waiting requests without the evicted, running, partial, decoding) of the worker at hand, as index lists."""
     s, q = state.system[0], state.requests
-    front = set(state.resumed[: s["num_resumed"]].tolist())
+    front = set(resumed_of(state))
     waiting = [i for i in range(s["num_requests"]) if q[i]["status"] == WAITING and i not in front]
     running = running_of(state, int(s["worker"]))
     partial = [i for i in running if q[i]["computed_tokens"] < q[i]["prefill_tokens"]]
@@ -75,12 +76,12 @@ def expected_view(state, rule):
     s, q = state.system[0], state.requests
     now, worker = float(s["now_s"]), state.workers[int(s["worker"])]
     waiting, running, partial, decoding = parts(state)
-    everybody = waiting + state.resumed[: s["num_resumed"]].tolist()
+    everybody = waiting + resumed_of(state)
     slack = {i: float(q[i]["latest_start_s"] - now) for i in waiting}
     due = {i: float(q[i]["arrival_s"] + q[i]["ttft_target_s"]) for i in waiting}
     urgent = sorted((i for i in waiting if slack[i] >= 0), key=lambda i: (due[i], i))
     hopeless = [i for i in waiting if slack[i] < 0]
-    head = state.resumed[s["num_resumed"] - 1] if s["num_resumed"] else min(waiting, default=None)
+    head = resumed_of(state)[0] if resumed_of(state) else min(waiting, default=None)
     arrived_s = q["arrival_s"][: s["next_arrival"]]
     left = {i: int(q[i]["prefill_tokens"] - q[i]["computed_tokens"]) for i in running}
     decode_slack = [float(q[i]["last_token_s"] + q[i]["tbt_target_s"] - now) for i in decoding]
@@ -98,7 +99,7 @@ def expected_view(state, rule):
         "max_running": 8,
         "num_waiting": len(everybody),
         "waiting_tokens": sum(int(q[i]["prefill_tokens"]) for i in everybody),
-        "num_resumed": s["num_resumed"],
+        "num_resumed": len(resumed_of(state)),
         "num_hopeless": len(hopeless),
         "hopeless_tokens": sum(int(q[i]["prefill_tokens"]) for i in hopeless),
         "head_tokens": 0 if head is None else q[head]["prefill_tokens"],
@@ -122,6 +123,16 @@ def expected_view(state, rule):
         "kv_used": sum(int(q[i]["blocks"]) for i in running) / s["kv_blocks"] if s["kv_limited"] else 0.0,
         "last_batch_s": worker["end_s"] - worker["start_s"],
         "last_batch_tokens": worker["last_batch_tokens"],
+        "role": ROLE_BOTH,
+        "speed": 1.0,
+        "num_moving": 0,
+        "num_swapped": 0,
+        "last_prefill_tokens": worker["last_batch_prefill"],
+        "last_evicted": worker["batch_evicted"],
+        "emitted_tokens": sum(int(q[i]["emitted_tokens"]) for i in running),
+        "declared_tokens": sum(int(q[i]["declared_tokens"]) for i in running),
+        "help_tokens": 0,
+        "memory": 0.0,
     }
 
 

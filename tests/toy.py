@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,9 @@ from llm_env.batching import form_batch
 from llm_env.build import load, new_states, single
 from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
 from llm_env.core import step
+from llm_env.dtypes import ACTIVE, FINISHED, FUTURE, MOVING, NOBODY, REJECTED, RUNNING, SWAPPED, UNDER_WAY, WAITING
 from llm_env.queue import tree_next
 from llm_env.records import (
-    ACTIVE,
-    FINISHED,
-    FUTURE,
-    REJECTED,
-    RUNNING,
     SET_ARRIVAL,
     SET_DEADLINE,
     SET_FEASIBLE,
@@ -24,7 +21,6 @@ from llm_env.records import (
     SET_LATEST_START,
     SET_PROMPT,
     SLACK_EDGES,
-    WAITING,
     Decision,
     State,
     snapshot,
@@ -47,11 +43,14 @@ def toy_scenario(
     tbt_ms: float = 20.0,
     rule: str = "max",
     horizon_s: float = 1e6,
+    system: dict[str, Any] | None = None,
+    kv: dict[str, Any] | None = None,
     **terms: float,
 ) -> Scenario:
     """By default S(b) = 10 ms + b x 1 ms, targets of 100 ms and 20 ms, hence an SLO budget of 10 tokens.
 
-    `terms` are further settings of the service, those beside the curve.
+    KV on a link or on its way to the host takes 1 ms a token. `system` and `kv` are further settings of these,
+    `terms` of the service, those beside the curve.
     """
     service = ServiceSettings(
         setup_ms=setup_ms,
@@ -63,9 +62,13 @@ def toy_scenario(
         per_token_noise_cv=0.5 if noise in ("gamma", "lognormal") else None,
         **terms,
     )
-    kv = KVSettings(blocks=blocks, block_tokens=block_tokens, watermark=watermark)
+    memory = {"blocks": blocks, "block_tokens": block_tokens, "watermark": watermark}
+    memory |= {"bytes_per_token": 1_000_000, "host_gbytes_per_s": 1.0, **(kv or {})}
+    settings = {"link": {"latency_ms": 0.0, "gbytes_per_s": 1.0}, **(system or {})}
     return Scenario(
-        system=SystemSettings(workers=workers, max_running=max_running, service=service, kv=kv),
+        system=SystemSettings(
+            workers=workers, max_running=max_running, service=service, kv=KVSettings(**memory), **settings
+        ),
         slo=SLOSettings(rule=rule, classes=(SLOClass(ttft_ms=ttft_ms, tbt_ms=tbt_ms),)),
         episode=EpisodeSettings(arrivals_s=min(1e3, horizon_s), warmup_s=0.0, horizon_s=horizon_s),
     )
@@ -88,11 +91,14 @@ def toy_state(
     ttft_s: Sequence[float] | None = None,
     seed: int = 0,
     record: bool = False,
+    fields: dict[str, Sequence[Any]] | None = None,
     **settings,
 ) -> State:
-    """One loaded system at its first decision; `settings` are those of `toy_scenario`."""
+    """One loaded system at its first decision; `settings` are those of `toy_scenario`, `fields` of the requests."""
     scenario = toy_scenario(**settings)
     requests = toy_requests(rows, scenario, ttft_s)
+    for name, column in (fields or {}).items():
+        requests[name] = column
     return single(load(new_states(scenario, 1, len(rows), record), 0, requests, seed))
 
 
@@ -123,32 +129,59 @@ def run(state: State, decide, max_steps: int = 5000) -> int:
 
 
 # ---- invariants ----------------------------------------------------------------------------------------------------
-def members(state: State, which_set: int) -> list[int]:
-    """All members of one of the state's sets, in order."""
-    found, member = [], tree_next(state.sets[which_set], state.levels, 0)
+def members(state: State, which_set: int, q: int = 0) -> list[int]:
+    """All members of one of the sets of queue q, in order."""
+    found, member = [], tree_next(state.sets[q, which_set], state.levels, 0)
     while member >= 0:
         found.append(int(member))
-        member = tree_next(state.sets[which_set], state.levels, member + 1)
+        member = tree_next(state.sets[q, which_set], state.levels, member + 1)
     return found
 
 
+def chain(state: State, first: int) -> list[int]:
+    """The requests of a linked list, from the first on."""
+    found = []
+    while first != NOBODY:
+        found.append(int(first))
+        assert len(found) <= len(state.requests), "a list runs in a circle"
+        first = state.requests[first]["next"]
+    return found
+
+
+def resumed_of(state: State, q: int = 0) -> list[int]:
+    """The evicted requests at the front of queue q, the first first."""
+    queue = state.queues[q]
+    resumed = chain(state, queue["front"])[: queue["num_resumed"]]
+    assert len(resumed) == queue["num_resumed"]
+    return resumed
+
+
+def transfers_of(state: State) -> np.ndarray:
+    """The transfers of KV that are noted."""
+    return state.transfers[: state.system[0]["num_transfers"]]
+
+
 def check_counts(state: State) -> None:
-    """Arrivals = finished + running + waiting + rejected, and whoever has a status is where it says."""
+    """Arrivals = finished + running + moving + swapped + waiting + rejected; whoever has a status is where it says."""
     s, n = state.system[0], int(state.system[0]["num_requests"])
     q = state.requests[:n]
     arrived, status = int(s["next_arrival"]), q["status"]
     assert (status[arrived:] == FUTURE).all()
     assert not (status[:arrived] == FUTURE).any()
-    counts = {k: int((status == k).sum()) for k in (WAITING, RUNNING, FINISHED, REJECTED)}
+    counts = {k: int((status == k).sum()) for k in (WAITING, RUNNING, MOVING, SWAPPED, FINISHED, REJECTED)}
     assert sum(counts.values()) == arrived
-    assert counts[WAITING] == s["num_waiting"]
+    assert counts[WAITING] == s["num_waiting"] == state.queues["num_waiting"].sum()
     assert counts[FINISHED] == s["num_finished"]
     assert counts[REJECTED] == s["num_rejected"]
     assert (q["arrival_s"][:arrived] <= s["now_s"]).all()
     assert (q["arrival_s"][arrived:] > s["now_s"]).all()
     listed = [i for w in range(len(state.workers)) for i in running_of(state, w)]
     assert len(listed) == len(set(listed)), "a request is in two running lists"
-    assert sorted(listed) == [int(i) for i in np.flatnonzero(status == RUNNING)]
+    assert sorted(listed) == [int(i) for i in np.flatnonzero((status == RUNNING) | (status == MOVING))]
+    swapped = [i for worker in state.workers for i in chain(state, worker["swapped"])]
+    assert sorted(swapped) == [int(i) for i in np.flatnonzero(status == SWAPPED)]
+    moves = transfers_of(state)[transfers_of(state)["helps"] == 0]
+    assert sorted(moves["request"]) == [int(i) for i in np.flatnonzero(status == MOVING)]
     assert (q["emitted_tokens"] <= q["output_tokens"]).all()
     assert (q["computed_tokens"] <= q["prompt_tokens"] + q["output_tokens"] - 1).all()
     assert (q["emitted_tokens"][status == FINISHED] == q["output_tokens"][status == FINISHED]).all()
@@ -157,62 +190,92 @@ def check_counts(state: State) -> None:
 def check_workers(state: State) -> None:
     """KV blocks add up, batches add up, a request is in at most one batch and there at most once."""
     s, q = state.system[0], state.requests[: state.system[0]["num_requests"]]
-    in_batch = np.zeros(len(q), np.int64)
+    expected = np.where(q["status"] == MOVING, 1, 0)  # in_batch
+    transfers = transfers_of(state)
+    moves = (transfers["helps"] == 0) & (transfers["phase"] == UNDER_WAY)
+    away = np.zeros(len(q), np.int64)
+    for t in transfers[transfers["helps"] == 1]:
+        if q[t["request"]]["evictions"] == t["evictions"]:
+            away[t["request"]] += t["tokens"]
+    assert (q["away_tokens"] == away).all()
     for w in range(len(state.workers)):
         worker, ids = state.workers[w], running_of(state, w)
         mine = q[ids]
         assert (mine["worker"] == w).all()
-        partial = mine["computed_tokens"] < mine["prefill_tokens"]
+        partial = (mine["computed_tokens"] < mine["prefill_tokens"]) & (mine["status"] == RUNNING)
         assert worker["num_partial"] == partial.sum()
+        assert worker["num_moving"] == (mine["status"] == MOVING).sum()
         assert worker["num_running"] <= s["max_running"]
-        assert worker["free_blocks"] >= 0
-        assert worker["free_blocks"] + mine["blocks"].sum() == s["kv_blocks"]
+        _check_memory(state, w, transfers, moves)
         assert (mine["blocks"] * s["block_tokens"] >= mine["computed_tokens"]).all()
+        swapped = chain(state, worker["swapped"])
+        assert swapped == sorted(swapped)
+        assert len(swapped) == worker["num_swapped"]
         if not worker["busy"]:
             continue
         batch = batch_of(state, w)
         for i, tokens in batch:
-            in_batch[i] += 1
-            assert i in ids
+            if i not in ids:  # a chunk for another worker's prompt, or of one that was evicted there meanwhile
+                assert ((transfers["request"] == i) & (transfers["source"] == w) & (transfers["helps"] == 1)).any()
+                continue
+            expected[i] += tokens
             left = int(q[i]["prefill_tokens"] - q[i]["computed_tokens"])
             assert 1 <= tokens <= max(1, left), "more than one decode, or more prefill than is left"
             assert q[i]["blocks"] * s["block_tokens"] >= q[i]["computed_tokens"] + tokens
-        prefill = [tokens for i, tokens in batch if q[i]["computed_tokens"] < q[i]["prefill_tokens"]]
+        prefill = [tokens for i, tokens in batch if i not in ids or q[i]["computed_tokens"] < q[i]["prefill_tokens"]]
         assert worker["batch_tokens"] == sum(tokens for _, tokens in batch)
         assert worker["batch_prefill"] == sum(prefill)
         assert worker["batch_prompts"] == len(prefill)
-    assert (q["in_batch"] == in_batch).all(), "a request is in two batches, or in_batch forgets one"
-    assert (q["blocks"][q["status"] != RUNNING] == 0).all()
+        assert len({i for i, _ in batch}) == len(batch), "a request is in a batch twice"
+    assert (q["in_batch"] == expected).all(), "a request is in two batches, or in_batch forgets one"
+    assert (q["blocks"][(q["status"] != RUNNING) & (q["status"] != MOVING)] == 0).all()
+
+
+def _check_memory(state: State, w: int, transfers: np.ndarray, moves: np.ndarray) -> None:
+    """Every block of worker w is free, held by a running request, on its way here, held for another, or cached."""
+    s, worker, q = state.system[0], state.workers[w], state.requests
+    held = q[running_of(state, w)]["blocks"].sum()
+    incoming = transfers["blocks"][moves & (transfers["target"] == w)]
+    helping = transfers["blocks"][(transfers["helps"] == 1) & (transfers["source"] == w)].sum()
+    assert worker["num_incoming"] == len(incoming)
+    assert worker["free_blocks"] >= 0
+    assert worker["free_blocks"] + held + incoming.sum() + helping + worker["cached_blocks"] == s["kv_blocks"]
+    cached = chain(state, worker["cache_first"])
+    assert worker["cached_blocks"] == q["cached_blocks"][cached].sum()
+    assert (q["cached_blocks"][cached] > 0).all()
+    assert (q["status"][cached] == FINISHED).all()
 
 
 def check_queue(state: State) -> None:
-    """Sets, slack buckets and sums of the queue equal what a look at every request says."""
+    """Sets, slack buckets and sums of every queue equal what a look at every request says."""
     s, n = state.system[0], int(state.system[0]["num_requests"])
     q = state.requests[:n]
-    waiting = [int(i) for i in np.flatnonzero(q["status"] == WAITING)]
-    resumed = [int(i) for i in state.resumed[: s["num_resumed"]]]
-    assert len(set(resumed)) == len(resumed)
-    assert set(resumed) <= set(waiting)
-    assert s["waiting_tokens"] == q["prefill_tokens"][waiting].sum()
-    plain = [i for i in waiting if i not in resumed]
     slack_s = q["latest_start_s"] - s["now_s"]
-    feasible = [i for i in plain if slack_s[i] >= 0]
-    for which_set, expected, key in (
-        (SET_ARRIVAL, plain, np.arange(n)),
-        (SET_HOPELESS, [i for i in plain if slack_s[i] < 0], np.arange(n)),
-        (SET_PROMPT, plain, q["prompt_tokens"]),
-        (SET_DEADLINE, plain, q["arrival_s"] + q["ttft_target_s"]),
-        (SET_LATEST_START, plain, q["latest_start_s"]),
-        (SET_FEASIBLE, feasible, q["arrival_s"] + q["ttft_target_s"]),
-    ):
-        rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
-        assert members(state, which_set) == sorted(int(rank[i]) for i in expected)
     edges = np.array(SLACK_EDGES) * s["ttft_target_s"]
-    buckets = np.zeros_like(state.buckets)
-    for i in plain:
-        bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)
-        buckets[:, bucket] += (1, q[i]["prefill_tokens"])
-    assert (state.buckets == buckets).all()
+    for k in range(len(state.queues)):
+        waiting = [int(i) for i in np.flatnonzero((q["status"] == WAITING) & (q["queue"] == k))]
+        resumed = resumed_of(state, k)
+        assert len(set(resumed)) == len(resumed)
+        assert set(resumed) <= set(waiting)
+        assert state.queues[k]["num_waiting"] == len(waiting)
+        assert state.queues[k]["waiting_tokens"] == q["prefill_tokens"][waiting].sum()
+        plain = [i for i in waiting if i not in resumed]
+        feasible = [i for i in plain if slack_s[i] >= 0]
+        for which_set, expected, key in (
+            (SET_ARRIVAL, plain, np.arange(n)),
+            (SET_HOPELESS, [i for i in plain if slack_s[i] < 0], np.arange(n)),
+            (SET_PROMPT, plain, q["prompt_tokens"]),
+            (SET_DEADLINE, plain, q["arrival_s"] + q["ttft_target_s"]),
+            (SET_LATEST_START, plain, q["latest_start_s"]),
+            (SET_FEASIBLE, feasible, q["arrival_s"] + q["ttft_target_s"]),
+        ):
+            rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
+            assert members(state, which_set, k) == sorted(int(rank[i]) for i in expected)
+        buckets = np.zeros_like(state.buckets[k])
+        for i in plain:
+            bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)
+            buckets[:, bucket] += (1, q[i]["prefill_tokens"])
+        assert (state.buckets[k] == buckets).all()
 
 
 def check_all(state: State) -> None:

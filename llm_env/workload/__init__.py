@@ -5,19 +5,18 @@ Both give an array of REQUEST records in order of arrival. Nothing here knows th
 
 from llm_env.workload.arrivals import draw_arrivals
 from llm_env.workload.generate import (
-    Streams,
     assign_classes,
     blank_requests,
     capacity_requests_per_s,
     capacity_tokens_per_s,
-    draw_load,
     draw_noise,
     draw_workload,
     request_rate,
     slo_budget,
-    streams,
 )
 from llm_env.workload.lengths import draw_lengths, mean_length
+from llm_env.workload.seeds import Streams, draw_load, streams
+from llm_env.workload.sessions import link_turns, mean_session_turns, mean_work
 from llm_env.workload.traces import read_trace
 from llm_env.workload.windows import at_load, cut_window, trace_load
 
@@ -34,7 +33,10 @@ __all__ = [
     "draw_load",
     "draw_noise",
     "draw_workload",
+    "link_turns",
     "mean_length",
+    "mean_session_turns",
+    "mean_work",
     "read_trace",
     "request_rate",
     "slo_budget",

@@ -1,4 +1,4 @@
-"""A whole workload from one seed: the rate, the random streams, and the REQUEST array of an episode.
+"""A whole workload from one seed: the rate, the service noise, and the REQUEST array of an episode.
 
 Every episode is drawn before a policy acts, from streams that do not depend on each other, so two policies, or two
 settings of one part, meet the same luck. Knows nothing of what the kernel does with the requests.
@@ -6,39 +6,21 @@ settings of one part, meet the same luck. Knows nothing of what the kernel does 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import Counter
 
 import numpy as np
 
-from llm_env.config import Scenario, ServiceSettings, SLOSettings
+from llm_env.config import Scenario, ServiceSettings, SLOSettings, WorkloadSettings
+from llm_env.dtypes import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, NEVER, NOBODY, REQUEST
 from llm_env.errors import UserError
-from llm_env.records import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, NEVER, REQUEST
 from llm_env.service import curve_budget, mean_seconds, service_curve
 from llm_env.workload.arrivals import draw_arrivals
-from llm_env.workload.lengths import draw_lengths, mean_length
+from llm_env.workload.lengths import draw_lengths, largest_length
+from llm_env.workload.seeds import NOISE, history_streams, stream_bits, streams
+from llm_env.workload.sessions import draw_sessions, link_turns, mean_work
+from llm_env.workload_settings import ClientSettings
 
-_ARRIVALS, _PROMPT, _OUTPUT, _CLASSES, _NOISE, _LOAD, _WINDOW = range(
-    7
-)  # spawn keys: never renumber, or every seed changes meaning
 MAX_BUDGET = 1 << 20  # tokens: no batch is thought to be larger
-
-
-class Streams(NamedTuple):
-    """Independent generators of one seed. Service noise has one more per worker, behind `draw_noise`."""
-
-    arrivals: np.random.Generator
-    prompt: np.random.Generator
-    output: np.random.Generator
-    classes: np.random.Generator
-
-
-def streams(seed: int) -> Streams:
-    """The generators of a seed. What one of them drew never changes what another will draw.
-
-    Raises:
-        UserError: the seed is not an integer of at least 0.
-    """
-    return Streams(*(np.random.Generator(_bits(seed, key)) for key in (_ARRIVALS, _PROMPT, _OUTPUT, _CLASSES)))
 
 
 def draw_noise(
@@ -70,7 +52,7 @@ def draw_noise(
     Raises:
         UserError: the seed is not an integer of at least 0.
     """
-    bits = _bits(seed, _NOISE, worker)
+    bits = stream_bits(seed, NOISE, worker)
     bits.advance(2 * start)
     noise = np.random.Generator(bits).standard_exponential((count, 2), method="inv")
     return np.stack([_of_family(noise[:, 0], *setup), _of_family(noise[:, 1], *per_token)], axis=1)
@@ -89,51 +71,59 @@ def _of_family(exponential: np.ndarray, family: int, cv: float) -> np.ndarray:
     return np.exp(-np.sqrt(variance) * ndtri_exp(-exponential) - variance / 2.0)
 
 
-def slo_budget(service: ServiceSettings, tbt_ms: float, max_running: int) -> float:
+def slo_budget(service: ServiceSettings, tbt_ms: float, max_running: int, speed: float = 1.0) -> float:
     """The largest batch, in tokens, that is done within the TBT target: `llm_env.service.curve_budget`.
 
     At least 1, also where the target is below the setup time and no batch can meet it. Where a token costs nothing
     (per_token_ms = 0) it is `max_running`: any batch is equally long, and at most that many requests decode at once.
+    A worker of another `speed` takes curve(b) / speed.
     """
     curve = service_curve(service)
     cap = max_running if curve.per_token_s == 0.0 else MAX_BUDGET
-    return curve_budget(curve, tbt_ms, cap)
+    return curve_budget(curve, tbt_ms * speed, cap)
 
 
 def capacity_tokens_per_s(scenario: Scenario) -> float:
     """Tokens per second at load 1.0: every worker runs its largest batch within the tightest TBT target.
 
-    capacity = workers * tau / S(tau), where tau is `slo_budget` of the tightest class and S(tau) the time of such a
-    batch by its tokens alone. KV memory and the terms for decodes, cached tokens and prefill attention are not
-    considered: where they bind, less than load 1.0 can be served.
+    capacity = the sum over the workers of tau * speed / S(tau), where tau is `slo_budget` of the tightest class at the
+    worker's speed and S(tau) the time of such a batch at speed 1 by its tokens alone. A worker none of whose batches
+    meets the target counts for nothing. KV memory and the terms for decodes, cached tokens and prefill attention are
+    not considered: where they bind, less than load 1.0 can be served. Nor is the layout: all workers count as if each
+    served whole requests.
 
     Raises:
         UserError: a batch of tau tokens takes no time, or none meets the target, so there is no such rate.
     """
     system, service = scenario.system, scenario.system.service
-    tau = slo_budget(service, scenario.slo.tightest_tbt_ms, system.max_running)
-    batch_ms = mean_seconds(service_curve(service), tau)
-    tbt_ms = scenario.slo.tightest_tbt_ms
-    if batch_ms > tbt_ms * (1 + 1e-9):
+    curve, tbt_ms = service_curve(service), scenario.slo.tightest_tbt_ms
+    capacity, fastest_ms = 0.0, float("inf")
+    for speed, workers in Counter(system.worker_speeds).items():
+        tau = slo_budget(service, tbt_ms, system.max_running, speed)
+        batch_ms = mean_seconds(curve, tau) / speed
+        if batch_ms <= 0.0:
+            raise UserError(
+                f"scenario: workload.load: a batch of {tau:g} tokens takes no time, so the capacity is unbounded:"
+                " give workload.rate_per_s instead"
+            )
+        fastest_ms = min(fastest_ms, batch_ms)
+        if batch_ms <= tbt_ms * (1 + 1e-9):
+            capacity += workers * (tau / (batch_ms / 1000.0))
+    if capacity == 0.0:
         raise UserError(
             f"scenario: workload.load: no batch meets a TBT target of {tbt_ms:g} ms, the smallest takes"
-            f" {batch_ms:g} ms, so load has no meaning: give workload.rate_per_s instead"
+            f" {fastest_ms:g} ms, so load has no meaning: give workload.rate_per_s instead"
         )
-    if batch_ms <= 0.0:
-        raise UserError(
-            f"scenario: workload.load: a batch of {tau:g} tokens takes no time, so the capacity is unbounded:"
-            " give workload.rate_per_s instead"
-        )
-    return system.workers * (tau / (batch_ms / 1000.0))
+    return capacity
 
 
 def capacity_requests_per_s(scenario: Scenario) -> float:
     """The request rate that is called load 1.0: `capacity_tokens_per_s` / (E[prompt] + E[output] - 1).
 
-    A request is prompt + output - 1 tokens of work: the last output token is never computed on.
+    A request is prompt + output - 1 tokens of work: the last output token is never computed on. In sessions the prompt
+    holds all earlier turns, and E[prompt] is its mean over all turns (`llm_env.workload.sessions.mean_work`).
     """
-    tokens = mean_length(scenario.workload.prompt) + mean_length(scenario.workload.output) - 1.0
-    return capacity_tokens_per_s(scenario) / tokens
+    return capacity_tokens_per_s(scenario) / mean_work(scenario.workload)
 
 
 def request_rate(scenario: Scenario) -> float:
@@ -146,21 +136,12 @@ def request_rate(scenario: Scenario) -> float:
     return workload.load * capacity_requests_per_s(scenario)
 
 
-def draw_load(seed: int, low: float, high: float) -> float:
-    """The load of an episode whose load is random: uniform in [low, high), from a stream of its own."""
-    return float(np.random.Generator(_bits(seed, _LOAD)).uniform(low, high))
-
-
-def draw_start(seed: int, low_s: float, high_s: float) -> float:
-    """Where a window of a trace begins: uniform in [low_s, high_s), from a stream of its own."""
-    return float(np.random.Generator(_bits(seed, _WINDOW)).uniform(low_s, high_s))
-
-
 def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None) -> np.ndarray:
     """The requests of one episode. The same scenario and seed give the same bytes.
 
-    Request k has the same lengths and class at every load, and a class or a length distribution can be changed
-    without changing the arrivals.
+    Request k has the same lengths, class, client and error of prediction at every load, and a class or a length
+    distribution can be changed without changing the arrivals. With sessions that holds session by session, see
+    `llm_env.workload.sessions`; their turns have one class and one client.
 
     Args:
         scenario: lengths, arrivals, classes and duration.
@@ -176,23 +157,56 @@ def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None
     rngs = streams(seed)
     workload = scenario.workload
     rate = request_rate(scenario) if rate_per_s is None else rate_per_s
-    arrivals = draw_arrivals(workload.arrivals, rate, scenario.episode.arrivals_s, rngs.arrivals)
-    requests = blank_requests(arrivals.size)
-    requests["arrival_s"] = arrivals
-    requests["prompt_tokens"] = draw_lengths(workload.prompt, arrivals.size, rngs.prompt)
-    requests["output_tokens"] = draw_lengths(workload.output, arrivals.size, rngs.output)
+    duration_s = scenario.episode.arrivals_s
+    turns = None
+    if workload.sessions is None:
+        arrivals = draw_arrivals(workload.arrivals, rate, duration_s, rngs.arrivals)
+        requests = blank_requests(arrivals.size)
+        requests["arrival_s"] = arrivals
+        requests["prompt_tokens"] = draw_lengths(workload.prompt, arrivals.size, rngs.prompt)
+        requests["output_tokens"] = draw_lengths(workload.output, arrivals.size, rngs.output)
+    else:
+        turns = draw_sessions(workload, rate, duration_s, rngs, history_streams(seed))
+        requests = blank_requests(turns.session.size)
+        for name in ("arrival_s", "prompt_tokens", "output_tokens", "session"):
+            requests[name] = getattr(turns, name)
+        link_turns(requests)
     assign_classes(requests, scenario.slo, rngs.classes)
+    if workload.clients is not None:
+        requests["client"] = _draw_clients(workload.clients, requests.size, rngs.clients)
+    if turns is not None:
+        for name in ("slo_class", "ttft_target_s", "tbt_target_s", "weight", "client"):
+            requests[name] = requests[name][turns.leader]
+    declare_outputs(requests, workload, largest_length(workload.output))
+    predict_outputs(requests, workload.prediction_sigma, rngs.prediction)
     return requests
+
+
+def declare_outputs(requests: np.ndarray, workload: WorkloadSettings, default_tokens: int) -> None:
+    """Fills in `declared_tokens`: that of the settings, else the default, and nowhere less than the output."""
+    declared = default_tokens if workload.declared_tokens is None else workload.declared_tokens
+    requests["declared_tokens"] = np.maximum(requests["output_tokens"], declared)
+
+
+def predict_outputs(requests: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
+    """Fills in `predicted_tokens`: output_tokens * exp(sigma * Z), Z standard normal. Its median is the output."""
+    requests["predicted_tokens"] = requests["output_tokens"] * np.exp(sigma * rng.standard_normal(requests.size))
+
+
+def _draw_clients(settings: ClientSettings, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) int64: client i with a probability proportional to 1 / (i + 1)^skew."""
+    steps = np.cumsum(np.arange(1.0, settings.count + 1.0) ** -settings.skew)
+    return np.searchsorted(steps / steps[-1], rng.random(n), side="right")
 
 
 def blank_requests(n: int) -> np.ndarray:
     """REQUEST[n] that have not arrived: status FUTURE, no worker, times NEVER, max_tbt_s and predicted_tokens NaN,
-    client and session -1, row = index, weight 1, everything else 0.
+    client, session, previous turn and links -1, row = index, weight 1, everything else 0, declared_tokens too.
     """
     requests = np.zeros(n, REQUEST)
     requests["status"] = FUTURE
-    for field in ("worker", "client", "session"):
-        requests[field] = -1
+    for field in ("worker", "client", "session", "previous", "home", "next", "before"):
+        requests[field] = NOBODY
     for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s"):
         requests[field] = NEVER
     for field in ("max_tbt_s", "predicted_tokens"):
@@ -213,10 +227,3 @@ def assign_classes(requests: np.ndarray, slo: SLOSettings, rng: np.random.Genera
     requests["ttft_target_s"] = np.array([c.ttft_ms / 1000.0 for c in slo.classes])[drawn]
     requests["tbt_target_s"] = np.array([c.tbt_ms / 1000.0 for c in slo.classes])[drawn]
     requests["weight"] = np.array([c.weight for c in slo.classes])[drawn]
-
-
-def _bits(seed: int, *key: int) -> np.random.PCG64:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise UserError(f"seed: expected an integer of at least 0, got {seed!r}")
-    # PCG64 by name, because numpy may change what default_rng means
-    return np.random.PCG64(np.random.SeedSequence(int(seed), spawn_key=key))

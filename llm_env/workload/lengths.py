@@ -1,4 +1,4 @@
-"""Prompt and output lengths: draws from a length distribution, and its exact mean.
+"""Prompt and output lengths: draws from a length distribution, its exact mean, probabilities and largest length.
 
 Each draw uses its generator request by request, so the first n lengths are the same however many follow: a run at a
 higher load begins with the requests of a run at a lower one. Knows nothing of arrivals.
@@ -78,6 +78,50 @@ def _mean(settings: Length) -> float:
     if isinstance(settings, ChoiceLength):
         return float(np.dot(settings.probabilities, settings.tokens) / sum(settings.probabilities))
     raise TypeError(f"not a length distribution: {settings!r}")
+
+
+def largest_length(settings: Length) -> int:
+    """The largest length that the settings allow, in tokens."""
+    if isinstance(settings, FixedLength):
+        return settings.tokens
+    if isinstance(settings, ChoiceLength):
+        return max(settings.tokens)
+    return settings.max_tokens
+
+
+def length_probabilities(settings: Length, size: int) -> np.ndarray:
+    """Exact probabilities of what `draw_lengths` gives.
+
+    Returns:
+        float64[size]: of the lengths 0, 1, ..., size - 1. Those of `size` and more tokens are left out.
+    """
+    wide = np.zeros(max(size, largest_length(settings) + 1))
+    if isinstance(settings, FixedLength):
+        wide[settings.tokens] = 1.0
+    elif isinstance(settings, ChoiceLength):
+        np.add.at(wide, list(settings.tokens), np.array(settings.probabilities) / sum(settings.probabilities))
+    elif isinstance(settings, GeometricLength):
+        end = settings.max_tokens  # what is longer is cut to it
+        longer = np.power(1.0 - settings.p, np.arange(end))  # P(length > k), k = 0 .. max_tokens - 1
+        wide[1:end] = settings.p * longer[: end - 1]
+        wide[end] = longer[end - 1]
+    elif isinstance(settings, LognormalLength):
+        _add_lognormal(wide, 1.0, settings.mu, settings.sigma, settings.min_tokens, settings.max_tokens)
+    else:
+        for w, mu, sigma in zip(settings.w, settings.mu, settings.sigma, strict=True):
+            _add_lognormal(wide, w / sum(settings.w), mu, sigma, settings.min_tokens, settings.max_tokens)
+    return wide[:size]
+
+
+def _add_lognormal(probabilities: np.ndarray, share: float, mu: float, sigma: float, lo: int, hi: int) -> None:
+    """Adds `share` times those of a rounded log-normal clipped to [lo, hi]."""
+    if sigma == 0.0:
+        probabilities[int(_lognormal_mean(mu, 0.0, lo, hi))] += share
+        return
+    from scipy.special import ndtr  # here, because scipy takes longer to import than the rest of this file
+
+    below = ndtr((np.log(np.arange(lo, hi) + 0.5) - mu) / sigma)
+    probabilities[lo : hi + 1] += share * np.diff(below, prepend=0.0, append=1.0)
 
 
 def _to_tokens(logarithms: np.ndarray, settings: LognormalLength | LognormalMixtureLength) -> np.ndarray:

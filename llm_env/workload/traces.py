@@ -20,9 +20,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from llm_env.config import MAX_TOKENS, SLOSettings
+from llm_env.config import MAX_TOKENS, SLOSettings, WorkloadSettings
 from llm_env.errors import InputOutputError, UserError, join_problems
-from llm_env.workload.generate import assign_classes, blank_requests, streams
+from llm_env.workload.generate import assign_classes, blank_requests, declare_outputs, predict_outputs
+from llm_env.workload.seeds import streams
+from llm_env.workload.sessions import link_turns
 
 MAX_BYTES = 1 << 30  # of the text: more would need over 10 GB of memory as requests
 MAX_ROWS = 10_000_000
@@ -69,7 +71,13 @@ class _Table:
         return AZURE_COLUMNS if AZURE_COLUMNS[0] in self.columns else OWN_COLUMNS
 
 
-def read_trace(path: str | Path, time_scale: float = 1.0, slo: SLOSettings | None = None, seed: int = 0) -> np.ndarray:
+def read_trace(
+    path: str | Path,
+    time_scale: float = 1.0,
+    slo: SLOSettings | None = None,
+    seed: int = 0,
+    workload: WorkloadSettings | None = None,
+) -> np.ndarray:
     """Reads a trace file.
 
     Columns ``arrival_s,prompt_tokens,output_tokens`` in any order, and optionally ``client``, ``session`` (both read
@@ -82,10 +90,13 @@ def read_trace(path: str | Path, time_scale: float = 1.0, slo: SLOSettings | Non
         path: the file, plain or gzip.
         time_scale: multiplies arrival times: 2 halves the rate.
         slo: classes are drawn from its shares, one class with the default targets if None.
-        seed: of that draw.
+        seed: of that draw and of the predicted lengths.
+        workload: its `prediction_sigma` and `declared_tokens` are used, nothing else of it. A trace does not say what
+            its clients allowed: without `declared_tokens` it is the largest output of the trace, for all.
 
     Returns:
-        REQUEST[n], sorted stably by arrival (seconds), `row` the place in the file counted from 0.
+        REQUEST[n], sorted stably by arrival (seconds), `row` the place in the file counted from 0. With a `session`
+        column, `previous` and `shared_tokens` are those of `llm_env.workload.sessions.link_turns`.
 
     Raises:
         InputOutputError: the file cannot be read or decompressed.
@@ -109,7 +120,11 @@ def read_trace(path: str | Path, time_scale: float = 1.0, slo: SLOSettings | Non
         if name in fields:
             requests[name] = fields[name]
     requests = requests[np.argsort(times, kind="stable")]
+    link_turns(requests)
     assign_classes(requests, slo or SLOSettings(), rngs.classes)
+    workload = workload or WorkloadSettings()
+    declare_outputs(requests, workload, int(requests["output_tokens"].max()))
+    predict_outputs(requests, workload.prediction_sigma, rngs.prediction)
     return requests
 
 
@@ -162,7 +177,7 @@ def _split(text: str, path: str) -> _Table:
         raise UserError(f"{path}: more than {MAX_ROWS} rows")
     # Not str.splitlines, which also breaks at form feeds and Unicode separators.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if lines[-1] == "":
+    if lines[-1] == "" and len(lines) > 1:  # a lone carriage return is a header without a name
         lines.pop()
     table = _Table(path, lines[0].split(","), lines[1:])
     problems = _header_problems(table)

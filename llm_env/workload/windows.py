@@ -6,7 +6,9 @@ import numpy as np
 
 from llm_env.config import Scenario
 from llm_env.errors import UserError
-from llm_env.workload.generate import assign_classes, capacity_tokens_per_s, draw_start, streams
+from llm_env.workload.generate import assign_classes, capacity_tokens_per_s, predict_outputs
+from llm_env.workload.seeds import draw_start, streams
+from llm_env.workload.sessions import link_turns
 
 
 def trace_load(requests: np.ndarray, scenario: Scenario) -> float:
@@ -37,7 +39,8 @@ def at_load(requests: np.ndarray, scenario: Scenario, load: float) -> np.ndarray
 def cut_window(requests: np.ndarray, scenario: Scenario, seed: int) -> np.ndarray:
     """`episode.arrivals_s` seconds of a trace that begin at a moment drawn from the seed; times start at 0.
 
-    A trace shorter than that is returned whole. Classes are drawn anew from the seed, as in `draw_workload`.
+    A trace shorter than that is returned whole. Classes and predictions are drawn anew from the seed, as in
+    `draw_workload`. The first turn of a session within the window has no previous one.
 
     Args:
         requests: REQUEST[n] in order of arrival.
@@ -50,5 +53,8 @@ def cut_window(requests: np.ndarray, scenario: Scenario, seed: int) -> np.ndarra
     window = requests[first:last].copy()
     window["arrival_s"] -= start_s
     window["row"] = np.arange(len(window))
-    assign_classes(window, scenario.slo, streams(seed).classes)
+    link_turns(window)
+    rngs = streams(seed)
+    assign_classes(window, scenario.slo, rngs.classes)
+    predict_outputs(window, scenario.workload.prediction_sigma, rngs.prediction)
     return window
