@@ -73,11 +73,13 @@ def form_batch(state: State, w, d: Decision) -> None:
 def _place_held_back(state: State, w, d: Decision) -> None:
     """Decodes that `decode_within_s` or the gate held back: if the batch is empty, or if they are to fill it up."""
     worker = state.workers[w]
+    if worker.batch_evicted > 0:
+        return  # it has somebody in the batch, or asks again at once
     left = worker.batch_size - worker.batch_prompts + d.token_budget - worker.batch_tokens
     if worker.batch_size == 0:
         limit = min(d.max_decodes, left) if d.packing == LIST_ORDER else d.max_decodes
         _place_some_decodes(state, w, d, limit, FAR, 0, 0)
-    elif d.fill_decodes == 1 and worker.batch_evicted == 0:
+    elif d.fill_decodes == 1:
         if d.packing != NEVER_MIX or worker.batch_prompts == 0:
             _place_some_decodes(state, w, d, min(d.max_decodes, left), FAR, 0, 0)
 

@@ -31,7 +31,7 @@ def form_batch(sim: Simulator, worker: Worker, batch: Batch, d: Decision) -> Non
     """Fills the batch of an idle worker."""
     former = _Former(sim, worker, batch, d)
     former.place()
-    if not batch.entries and former.held_back:
+    if not batch.entries and former.held_back and not batch.evicted:  # else it asks again at once
         former.place_decodes(all_of_them=True)
     elif d.fill_decodes and not batch.evicted:
         former.fill()  # Reading: only beside something
