@@ -82,7 +82,6 @@ LAYOUTS = ("replicas", "disaggregated", "parallel-prefill")
 ROUTE_SHARED, ROUTE_ROUND_ROBIN, ROUTE_LEAST_TOKENS, ROUTE_SHORTEST_QUEUE, ROUTE_STICKY = range(5)  # SYSTEM.router
 ROUTERS = ("shared", "round-robin", "least-tokens", "shortest-queue", "session-sticky")
 ROLE_BOTH, ROLE_PREFILL, ROLE_DECODE = range(3)  # WORKER.role
-ROLES = ("both", "prefill", "decode")
 
 NO_NOISE, EXPONENTIAL, GAMMA, LOGNORMAL = range(4)  # SYSTEM.setup_noise and per_token_noise
 NOISES = ("none", "exponential", "gamma", "lognormal")
