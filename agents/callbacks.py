@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from llm_env.command import check_stopped
 from llm_env.config import Scenario
 from llm_env.metrics import summarise
 from llm_env.records import QUEUE_ORDERS, UNLIMITED
-from llm_env.systems import EPISODE_KEYS, Workload
+from llm_env.systems import EPISODE_KEYS, SCENARIO_INDEX, Workload
 
 FIRST_VALIDATION_SEED = 1_000_000  # below are those of training, from 2,000,000 on those of reports
 VALIDATED = (  # fields of llm_env.metrics.Summary
@@ -74,7 +75,15 @@ class EpisodeMetrics(BaseCallback):
             for key in EPISODE_KEYS:
                 if key in self.locals["infos"][e]:
                     self._outcomes[key].append(self.locals["infos"][e][key])
+            self._note_scenario(self.locals["infos"][e])
         return True
+
+    def _note_scenario(self, info: dict[str, Any]) -> None:
+        """Attainment once more under the scenario's name, if there are several."""
+        scenarios = self.locals["env"].scenarios
+        if len(scenarios) > 1 and "slo_attainment" in info:
+            name = scenarios[int(info[SCENARIO_INDEX])].name
+            self._outcomes[f"slo_attainment_{name}"].append(info["slo_attainment"])
 
     def _on_rollout_end(self) -> None:
         for key, values in self._outcomes.items():

@@ -7,6 +7,7 @@ Schulman et al., "High-dimensional continuous control using generalized advantag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +16,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 
 class TimedEnv(Protocol):
-    """What a buffer needs of the environment: durations (seconds) and rewards of its last step, (num_envs,) each."""
+    """What a buffer needs of the environment's last step: (num_envs,) each."""
 
-    dt_s: np.ndarray
+    scenario_index: np.ndarray  # which scenario each episode is of
+    dt_s: np.ndarray  # seconds
     rewards: np.ndarray
 
 
@@ -56,8 +58,8 @@ class _Timed:
 
     Args:
         env: its last step is the one being added.
-        horizon_s: H of the discount exp(-dt / H).
-        reward_scale: factor on all rewards, which brings values to order 1.
+        horizons_s: H of the discount exp(-dt / H), of each scenario.
+        reward_scales: factors on the rewards of each scenario, which bring values to order 1.
     """
 
     # of the buffer that this is mixed into
@@ -67,8 +69,16 @@ class _Timed:
     gae_lambda: float
     pos: int
 
-    def __init__(self, *args: Any, env: TimedEnv, horizon_s: float, reward_scale: float = 1.0, **kwargs: Any) -> None:
-        self._env, self._horizon_s, self._scale = env, horizon_s, np.float32(reward_scale)
+    def __init__(
+        self,
+        *args: Any,
+        env: TimedEnv,
+        horizons_s: Sequence[float],
+        reward_scales: Sequence[float],
+        **kwargs: Any,
+    ) -> None:
+        self._env = env
+        self._horizons_s, self._scales = np.array(horizons_s, np.float64), np.array(reward_scales, np.float32)
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
@@ -76,11 +86,12 @@ class _Timed:
         self.discounts = np.ones_like(self.rewards)
 
     def add(self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, *args: Any, **kwargs: Any) -> None:
-        discount = np.exp(-self._env.dt_s / self._horizon_s).astype(np.float32)
+        which = self._env.scenario_index
+        discount = np.exp(-self._env.dt_s / self._horizons_s[which]).astype(np.float32)
         self.discounts[self.pos] = discount
         paid = self._env.rewards
         at_horizon = reward - paid  # the value of the last observation, added undiscounted where the horizon came
-        super().add(obs, action, self._scale * paid + discount * at_horizon, *args, **kwargs)  # type: ignore[misc]
+        super().add(obs, action, self._scales[which] * paid + discount * at_horizon, *args, **kwargs)  # type: ignore[misc]
 
     def compute_returns_and_advantage(self, last_values: Any, dones: np.ndarray) -> None:
         goes_on = 1.0 - np.concatenate((self.episode_starts[1:], dones[None].astype(np.float32)))

@@ -30,7 +30,7 @@ from llm_env.actions import (
 )
 from llm_env.errors import UserError
 from llm_env.records import MOORE_HODGSON, UNLIMITED
-from llm_env.workload import request_rate
+from llm_env.workload import estimated_rate
 
 Algorithm = Literal["ppo", "maskable-ppo"]
 Init = Literal["heuristic", "none"]
@@ -105,7 +105,8 @@ class PPOSettings:
 def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int = 0) -> PPO | MaskablePPO:
     """A learner on one torch thread of the CPU, where these networks are fastest.
 
-    Rewards are divided by the requests of one discount horizon, so that values are of order 1 at any scale.
+    Rewards are divided by the requests of one discount horizon, so that values are of order 1 at any scale. Of several
+    scenarios each has its own horizon, unless the settings give one, and its own divisor.
 
     Args:
         env: what it learns on; seeded with `seed`, so call `env.seed` afterwards for other episodes.
@@ -120,7 +121,7 @@ def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int 
     masked = settings.algo == "maskable-ppo"
     if masked and env.action_kind != MULTIDISCRETE:
         raise UserError("algo: maskable-ppo needs --action multidiscrete")
-    horizon_s = settings.horizon_s or env.scenario.reward.discount_horizon_s
+    horizons_s = [settings.horizon_s or scenario.reward.discount_horizon_s for scenario in env.scenarios]
     policy_kwargs: dict[str, Any] = {"net_arch": list(settings.hidden), "activation_fn": torch.nn.Tanh}
     if env.action_kind == BOX:
         policy_kwargs["log_std_init"] = BOX_LOG_STD
@@ -141,8 +142,11 @@ def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int 
         rollout_buffer_class=TimedMaskableRolloutBuffer if masked else TimedRolloutBuffer,
         rollout_buffer_kwargs={
             "env": env,
-            "horizon_s": horizon_s,
-            "reward_scale": 1.0 / (request_rate(env.scenario) * horizon_s),
+            "horizons_s": horizons_s,
+            "reward_scales": [
+                1.0 / (estimated_rate(scenario) * horizon_s)
+                for scenario, horizon_s in zip(env.scenarios, horizons_s, strict=True)
+            ],
         },
         seed=seed,
         device="cpu",

@@ -38,7 +38,7 @@ def run_agent(
     Returns:
         The systems, ended; `systems.state(e)` is that of seeds[e].
     """
-    systems = Systems(scenario, len(seeds), agent.action, workload, record)
+    systems = Systems([scenario], len(seeds), agent.action, None if workload is None else [workload], record)
     for e, seed in enumerate(seeds):
         systems.reset(e, seed)
     if rng is None and not deterministic:

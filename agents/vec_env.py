@@ -6,8 +6,7 @@ Stable-Baselines3 takes no Gymnasium vector environment; this one stands directl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,9 +14,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIX_FULL, MULTIDISCRETE, ORDERS
-from llm_env.config import Scenario
 from llm_env.records import SHORTEST_PREFILL
-from llm_env.spaces import action_space, observation_space, resolve_scenario
+from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios
 from llm_env.systems import Systems, Workload
 from llm_env.view import FEATURE_NAMES
 
@@ -36,15 +34,17 @@ class ServingVecEnv(VecEnv):
     TimeLimit.truncated (the horizon came before the queue was drained), episode = {r, l, t} and the outcome's scalars.
 
     Args:
-        scenario: name, TOML file or settings.
+        scenario: name, TOML file or settings; or a list of these, one of which each episode draws.
         num_envs: how many.
         action: "multidiscrete", "discrete" or "box".
-        workload: seed -> requests; by default drawn from the scenario (see `llm_env.spaces.resolve_workload`).
+        workloads: seed -> requests, of each scenario; by default drawn from it (see `llm_env.spaces.workload_of`).
         stagger_steps: above 0, `reset` first takes up to so many steps in each system, a number drawn for each, so that
             their episodes do not run in lockstep and a rollout shows all parts of an episode.
 
     Attributes:
         action_kind: MULTIDISCRETE, DISCRETE or BOX of `llm_env.actions`.
+        scenarios: the scenarios, in the order in which they were given.
+        scenario_index: (num_envs,) int64, which of them the episodes of the last step were of.
         dt_s: (num_envs,) float64, duration of the last step in seconds, for a discount by time.
         rewards: (num_envs,) float32, rewards of the last step, a copy that nobody else writes.
         step_infos: arrays of the last step by name (see `llm_env.systems.Step`).
@@ -52,18 +52,19 @@ class ServingVecEnv(VecEnv):
 
     def __init__(
         self,
-        scenario: str | Path | Scenario,
+        scenario: Given,
         num_envs: int,
         action: str = "multidiscrete",
-        workload: Workload | None = None,
+        workloads: Sequence[Workload] | None = None,
         stagger_steps: int = 0,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
-        self.scenario = resolve_scenario(scenario, None)
-        self._systems = Systems(self.scenario, num_envs, action, workload)
+        self.scenarios = resolve_scenarios(scenario, None)
+        self._systems = Systems(self.scenarios, num_envs, action, workloads)
         self.action_kind = self._systems.kind
         super().__init__(num_envs, observation_space(), action_space(action))
+        self.scenario_index = np.zeros(num_envs, np.int64)
         self.dt_s = np.zeros(num_envs)
         self.rewards = np.zeros(num_envs, np.float32)
         self.step_infos: dict[str, np.ndarray] = {}
@@ -115,6 +116,7 @@ class ServingVecEnv(VecEnv):
             rewards; (num_envs,) bool ends of episodes; infos.
         """
         step = self._systems.step(self._all)
+        self.scenario_index = self._systems.scenario_index.copy()  # before those that end begin anew
         self.dt_s, self.step_infos = step.infos["dt_s"], step.infos
         self.rewards = step.rewards.astype(np.float32)
         self._returns += step.rewards
@@ -149,14 +151,16 @@ class ServingVecEnv(VecEnv):
         return list(self._get_indices(indices))
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """render_mode, scenario, feature_names; action_masks where actions are MultiDiscrete.
+        """render_mode, scenario (of the present episode), feature_names; action_masks where actions are MultiDiscrete.
 
         Raises:
             AttributeError: anything else.
         """
         if attr_name == "action_masks" and self.action_kind == MULTIDISCRETE:
             return [lambda e=e: self.action_masks()[e] for e in self._which(indices)]
-        shared = {"render_mode": None, "scenario": self.scenario, "feature_names": FEATURE_NAMES}
+        if attr_name == "scenario":
+            return [self._systems.scenario(e) for e in self._which(indices)]
+        shared = {"render_mode": None, "feature_names": FEATURE_NAMES}
         if attr_name not in shared:
             raise AttributeError(f"the systems have no attribute {attr_name!r}")
         return [shared[attr_name] for _ in self._which(indices)]

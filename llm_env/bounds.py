@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_env.closed_loop import is_script
 from llm_env.config import Scenario
 from llm_env.dtypes import LATE_TOLERANCE_S, SLO_RULES
 from llm_env.errors import UserError
@@ -86,7 +87,7 @@ def slo_bound(
         decode_tokens: the relaxations, see `DECODE_TOKENS`; (0,) is the bound of the prompts alone.
 
     Raises:
-        UserError: the service time is noisy, or no such rule or batch.
+        UserError: the service time is noisy, the requests are those of a closed loop, or no such rule or batch.
     """
     rule = scenario.slo.rule if rule is None else rule
     if rule not in SLO_RULES:
@@ -96,6 +97,8 @@ def slo_bound(
     why_not = reason_without_bound(scenario)
     if why_not:
         raise UserError(f"bound: {why_not}")
+    if is_script(requests):
+        raise UserError("bound: users who wait for their answers ask when the policy lets them: none holds for all")
     start_s = scenario.episode.warmup_s if from_s is None else from_s
     end_s = scenario.episode.arrivals_s if until_s is None else until_s
     counted = requests[(requests["arrival_s"] >= start_s) & (requests["arrival_s"] < end_s)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_env.closed_loop import is_script, start_users
 from llm_env.config import Scenario
 from llm_env.core import advance
 from llm_env.dtypes import (
@@ -83,6 +84,7 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     s["link_bytes_per_s"] = INF if settings.link.gbytes_per_s is None else settings.link.gbytes_per_s * 1e9
     s["helpers_max_workers"] = settings.parallel.max_workers
     s["helpers_min_tokens"] = settings.parallel.min_tokens
+    s["arrivals_s"] = scenario.episode.arrivals_s
     s["record"] = record
     return system
 
@@ -191,40 +193,49 @@ def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
     """Puts a workload into system e and moves it to its first decision.
 
     Args:
-        requests: (n,) REQUEST in order of arrival, as `llm_env.workload` makes it; copied.
+        requests: (n,) REQUEST as `llm_env.workload` makes it, copied: in order of arrival, or the script of a closed
+            loop, grouped by user.
         seed: of the service noise.
 
     Returns:
         The states, reallocated if there was not room enough.
     """
-    states = with_capacity(states, max(1, len(requests)))
+    n, closed = len(requests), is_script(requests)
+    states = with_capacity(states, max(1, 2 * n if closed else n))
     state = single(states, e)
-    system, n = state.system[0], len(requests)
+    system = state.system[0]
     _restart_system(state, n)
-    state.requests[:n] = requests
-    targets = state.requests[:n]
-    ttft_due = targets["arrival_s"] + targets["ttft_target_s"]
+    targets = state.requests[n : 2 * n] if closed else state.requests[:n]
+    targets[:] = requests
     targets["prefill_tokens"] = targets["prompt_tokens"]
     targets["declared_tokens"] = np.maximum(targets["declared_tokens"], targets["output_tokens"])
     clients, targets["tenant"] = np.unique(targets["client"], return_inverse=True)
     system["num_clients"] = len(clients)
     state.clients[:] = np.zeros(1, CLIENT)[0]
-    targets["latest_start_s"] = ttft_due - prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
-    for which, key in (
-        (BY_PROMPT, targets["prompt_tokens"]),
-        (BY_DEADLINE, ttft_due),
-        (BY_LATEST_START, targets["latest_start_s"]),
-    ):
-        order = np.argsort(key, kind="stable")
-        state.order[which - 1, :n] = order
-        state.rank[which - 1, order] = np.arange(n)
     clear_queue(state)
+    if closed:
+        start_users(state, n)
+    else:
+        ttft_due = targets["arrival_s"] + targets["ttft_target_s"]
+        targets["latest_start_s"] = ttft_due - prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
+        _rank(state, targets, ttft_due)
     state.workers["free_blocks"] = system["kv_blocks"]
     if state.noise.shape[1]:
         for w in range(state.noise.shape[0]):
             state.noise[w] = draw_noise(seed, w, 0, state.noise.shape[1], *_families(system))
     advance(state)
     return states
+
+
+def _rank(state: State, requests: np.ndarray, ttft_due_s: np.ndarray) -> None:
+    """Ranks all requests of an open loop, once. Args: ttft_due_s: (n,) their TTFT deadlines."""
+    n = len(requests)
+    keys = ((BY_PROMPT, requests["prompt_tokens"]), (BY_DEADLINE, ttft_due_s))
+    for which, key in (*keys, (BY_LATEST_START, requests["latest_start_s"])):
+        order = np.argsort(key, kind="stable")
+        state.order[which - 1, :n] = order
+        state.rank[which - 1, order] = np.arange(n)
+    state.system["num_ranked"], state.system["num_users"] = n, 0
 
 
 def _families(system: Any) -> tuple[tuple[int, float], tuple[int, float]]:

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,13 +22,22 @@ from rich.text import Text
 
 from baselines import POLICIES, parse_parameters, policy_info
 from llm_env.command import exit_code, output_console
+from llm_env.commands.arguments import integer, number
+from llm_env.commands.workload import add_workload
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
 from llm_env.errors import UserError
 from llm_env.files import staged_folder
 from llm_env.metrics import EVERYTHING, Summary, summarise
-from llm_env.scenarios import load_scenario, parse_changes, preset_names, scenario_names, service_from_text
+from llm_env.scenarios import (
+    check_changes_of_trace,
+    load_scenario,
+    parse_changes,
+    preset_names,
+    scenario_names,
+    service_from_text,
+)
 from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
-from llm_env.workload import draw_workload, read_trace
+from llm_env.workload import draw_workload, read_requests, refuse_rate
 
 TRACE_SLOTS = 4096  # running requests of a worker without a scenario: the policy's own limit decides
 TRACE_HORIZON_S = 1e9  # the largest there is: a trace is run to its end
@@ -50,36 +59,12 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
 
-def _number(least: float, most: float, above: bool = False) -> Callable[[str], float]:
-    expected = f"a number {'above' if above else 'from'} {least:g} {'and at most' if above else 'to'} {most:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text) if "_" not in text else math.nan
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most or (above and value == least):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit()) or len(digits) > 19 or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m llm_env", description="Simulates LLM serving.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_calibrate(commands)
     _add_validate(commands)
+    add_workload(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",
@@ -93,19 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--trace",
         metavar="FILE",
-        help="CSV, plain or gzip, with columns arrival_s,prompt_tokens,output_tokens, or Azure's of 2023. All of it is"
-        " run and measured. Without --scenario: default service, SLO and one worker, unlimited KV memory",
+        help="CSV or JSON lines of any known format, plain or gzip (docs/traces.md). All of it is run and measured."
+        " Without --scenario: default service, SLO and one worker, unlimited KV memory",
     )
     what.add_argument("--scenario", metavar="NAME|TOML", help="a shipped scenario, or a file that ends with .toml")
-    what.add_argument("--seed", type=_integer(0, 2**63 - 1), default=0, help="of the workload and the service noise")
+    what.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="of the workload and the service noise")
     what.add_argument(
         "--time-scale",
-        type=_number(0, 1e9, above=True),
+        type=number(0, 1e9, above=True),
         metavar="F",
         help="multiply a trace's times (2: half its rate)",
     )
     what.add_argument(
-        "--load", type=_number(0, 10, above=True), metavar="F", help="rate of a scenario as a share of its capacity"
+        "--load", type=number(0, 10, above=True), metavar="F", help="rate of a scenario as a share of its capacity"
     )
     what.add_argument(
         "--service",
@@ -114,13 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         " it best, as PRESET:linear; or a file: the service of a scenario (.toml), a table tokens,ms (.csv). Noise"
         " stays as the scenario has it",
     )
-    what.add_argument("--kv-blocks", type=_integer(1, 100_000_000), metavar="N", help="KV blocks of each worker")
+    what.add_argument("--kv-blocks", type=integer(1, 100_000_000), metavar="N", help="KV blocks of each worker")
     what.add_argument(
-        "--kv-watermark", type=_number(0, 0.999), metavar="F", help="share kept free at admission, not the policy's own"
+        "--kv-watermark", type=number(0, 0.999), metavar="F", help="share kept free at admission, not the policy's own"
     )
-    what.add_argument("--workers", type=_integer(1, 64), metavar="N", help="workers that pull from one queue")
-    what.add_argument("--ttft-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TTFT target of every class")
-    what.add_argument("--tbt-ms", type=_number(0, 1e9, above=True), metavar="MS", help="TBT target of every class")
+    what.add_argument("--workers", type=integer(1, 64), metavar="N", help="workers that pull from one queue")
+    what.add_argument("--ttft-ms", type=number(0, 1e9, above=True), metavar="MS", help="TTFT target of every class")
+    what.add_argument("--tbt-ms", type=number(0, 1e9, above=True), metavar="MS", help="TBT target of every class")
     what.add_argument(
         "--change",
         nargs="+",
@@ -191,14 +176,23 @@ def _problem(arguments: argparse.Namespace) -> tuple[Scenario, np.ndarray]:
         raise UserError("--time-scale: only for a --trace; the rate of a scenario is set with --load")
     if arguments.trace is not None and arguments.load is not None:
         raise UserError("--load: only for a --scenario without a --trace; use --time-scale")
+    if arguments.trace is not None:
+        check_changes_of_trace(arguments.change)
     scenario = _system(arguments)
+    if arguments.load is not None:
+        refuse_rate(scenario, "--load")
     if arguments.trace is None:
         return scenario, draw_workload(scenario, arguments.seed)
     scale = 1.0 if arguments.time_scale is None else arguments.time_scale
-    requests = read_trace(arguments.trace, scale, scenario.slo, arguments.seed, scenario.workload)
+    requests, report = read_requests(arguments.trace, scale, scenario.slo, arguments.seed, scenario.workload)
+    for remark in report.remarks():
+        sys.stderr.write(f"{arguments.trace}: {remark}\n")
     last_s = float(requests["arrival_s"].max()) if len(requests) else 0.0
     if last_s >= TRACE_HORIZON_S:
-        raise UserError(f"{arguments.trace}: arrival_s: expected less than {TRACE_HORIZON_S:g} s, got {last_s:g}")
+        raise UserError(
+            f"{arguments.trace}: arrival_s: expected less than {TRACE_HORIZON_S:g} s, got {last_s:g}: times since 1970?"
+            " `workload convert --start-s` makes them begin at 0"
+        )
     until_s = float(np.nextafter(max(last_s, 1e-6), math.inf))
     episode = EpisodeSettings(warmup_s=0.0, arrivals_s=until_s, horizon_s=TRACE_HORIZON_S)
     return scenario.model_copy(update={"episode": episode}), requests

@@ -67,6 +67,8 @@ def exit_code(run: Callable[[], int | None]) -> int:
     except SystemExit as end:  # --help, or wrong usage that the argument parser has explained
         return end.code if isinstance(end.code, int) else 0
     except Exception:
+        if _stopped_by:  # the signal was lost in a callback of the compiler, which then failed
+            return _fail("interrupted", 130) if _stopped_by[-1] == signal.SIGINT else _fail("terminated", 143)
         traceback.print_exc()
         return 1
 

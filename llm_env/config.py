@@ -1,8 +1,8 @@
 """Every setting of a scenario: frozen, typed, checked where it is made; TOML in, TOML out.
 
 Settings carry the units that people type (milliseconds, suffix ``_ms``); the kernel's seconds are made from them in
-one place, `llm_env.rollout.new_state`. Knows the errors and the settings of the parts, `system_settings` and
-`workload_settings`, whose classes are to be had from here.
+one place, `llm_env.rollout.new_state`. Knows the errors and the settings of the parts, `system_settings`,
+`workload_settings`, `arrival_settings` and `length_settings`, whose classes are to be had from here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,36 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from llm_env.arrival_settings import (
+    ArrivalPart,
+    Arrivals,
+    ClientArrivals,
+    ClosedLoopArrivals,
+    CoxArrivals,
+    FlashCrowdArrivals,
+    GammaArrivals,
+    MMPP2Arrivals,
+    MMPPArrivals,
+    OnOffArrivals,
+    PoissonArrivals,
+    ProfileArrivals,
+    Stationary,
+    SuperposedArrivals,
+    WeibullArrivals,
+)
 from llm_env.errors import InputOutputError, UserError, join_problems
+from llm_env.length_settings import (
+    ChoiceLength,
+    FixedLength,
+    GeometricLength,
+    Length,
+    LognormalLength,
+    LognormalMixtureLength,
+    PairSettings,
+    QuantileLength,
+    UniformLength,
+    ZipfLength,
+)
 from llm_env.settings import MAX_POINTS, MAX_TOKENS, Positive, Settings
 from llm_env.system_settings import (
     KVSettings,
@@ -26,30 +55,21 @@ from llm_env.system_settings import (
     ServiceSettings,
     SystemSettings,
 )
-from llm_env.workload_settings import (
-    Arrivals,
-    ChoiceLength,
-    ClientSettings,
-    FixedLength,
-    GammaArrivals,
-    GeometricLength,
-    Length,
-    LognormalLength,
-    LognormalMixtureLength,
-    MMPP2Arrivals,
-    PoissonArrivals,
-    SessionSettings,
-    WorkloadSettings,
-)
+from llm_env.workload_settings import ClientSettings, SessionSettings, WorkloadSettings
 
 __all__ = [
     "MAX_POINTS",
     "MAX_TOKENS",
+    "ArrivalPart",
     "Arrivals",
     "ChoiceLength",
+    "ClientArrivals",
     "ClientSettings",
+    "ClosedLoopArrivals",
+    "CoxArrivals",
     "EpisodeSettings",
     "FixedLength",
+    "FlashCrowdArrivals",
     "GammaArrivals",
     "GeometricLength",
     "KVSettings",
@@ -59,8 +79,13 @@ __all__ = [
     "LognormalLength",
     "LognormalMixtureLength",
     "MMPP2Arrivals",
+    "MMPPArrivals",
+    "OnOffArrivals",
+    "PairSettings",
     "ParallelSettings",
     "PoissonArrivals",
+    "ProfileArrivals",
+    "QuantileLength",
     "RewardSettings",
     "Router",
     "SLOClass",
@@ -69,8 +94,12 @@ __all__ = [
     "ServiceSettings",
     "SessionSettings",
     "Settings",
+    "SuperposedArrivals",
     "SystemSettings",
+    "UniformLength",
+    "WeibullArrivals",
     "WorkloadSettings",
+    "ZipfLength",
     "describe_problems",
     "read_scenario",
     "scenario_from_dict",
@@ -153,7 +182,13 @@ class Scenario(Settings):
 # the values of `kind` that each of these settings may take
 _KINDS = {
     field: tuple(kind.model_fields["kind"].default for kind in get_args(get_args(union)[0]))
-    for field, union in (("arrivals", Arrivals), ("prompt", Length), ("output", Length))
+    for field, union in (
+        ("arrivals", Arrivals),
+        ("base", Stationary),
+        ("prompt", Length),
+        ("output", Length),
+        ("first_prompt", Length),
+    )
 }
 _WORDS = (
     ("Value error, ", ""),
@@ -168,8 +203,11 @@ _WORDS = (
 def _describe(item: ErrorDetails) -> str:
     """The field, what was expected and what was got, in the words of somebody who writes TOML."""
     location, value = list(item["loc"]), item["input"]
-    if len(location) > 2 and location[0] == "workload" and location[1] in _KINDS:
-        del location[2]  # pydantic puts the kind there, which is no setting
+    location = [
+        part  # without the kinds, which pydantic puts after the settings that have one
+        for before, part in zip([None, *location], location, strict=False)
+        if not (before in _KINDS and part in _KINDS[str(before)])
+    ]
     got = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     match item["type"]:
         case "extra_forbidden":
@@ -249,23 +287,38 @@ def scenario_to_toml(scenario: Scenario) -> str:
     return tomli_w.dumps(scenario.model_dump(mode="json", exclude_none=True))
 
 
+_EITHER = (
+    ("workload.load", "workload.rate_per_s"),
+    ("workload.sessions.mean_turns", "workload.sessions.more_turns"),
+    ("workload.clients.skew", "workload.clients.log_rate_sd"),
+)
+
+
 def with_changes(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
     """A copy with some settings changed, named by dotted paths ("workload.load"). Checked as a whole.
 
-    Setting workload.load clears workload.rate_per_s, and the other way round.
+    Setting workload.load clears workload.rate_per_s, and the other way round; so do the other settings of which only
+    one can be given. Closed-loop arrivals clear both. Another `kind` comes without the settings of the old one.
 
     Raises:
         UserError: an unknown path or a bad value.
     """
     data = scenario.model_dump(mode="python", exclude_none=True)
-    for path, value in changes.items():
+    for path, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".kind")):  # kinds first
         *parents, last = path.split(".")
         node = data
         for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise UserError(f"scenario: {path}: {key} is not a group of settings")
-        if parents == ["workload"] and last in ("load", "rate_per_s"):
-            node.pop("rate_per_s" if last == "load" else "load", None)
+        if last == "kind" and node.get("kind") != value:
+            node.clear()
+        for one, other in _EITHER:
+            if path in (one, other):
+                node.pop((other if path == one else one).rpartition(".")[2], None)
+        kind = value.get("kind") if path == "workload.arrivals" and isinstance(value, dict) else None
+        if "closed-loop" in (kind, value if path == "workload.arrivals.kind" else None):
+            data["workload"].pop("load", None)
+            data["workload"].pop("rate_per_s", None)
         node[last] = value
     return scenario_from_dict(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llm_env.batching import form_batch, next_helpable
 from llm_env.clients import charge_token, client_arrives
+from llm_env.closed_loop import ask, think
 from llm_env.dtypes import (
     ACTIVE,
     DRAINED,
@@ -195,9 +196,13 @@ def _arrive(state: State, time_s) -> bool:
             break
         system.next_arrival += 1
         count_arrival(system, r.arrival_s)
+        if system.num_users > 0:
+            ask(state, i)
         if never_fits(state, i):
             r.status = REJECTED
             system.num_rejected += 1
+            if system.num_users > 0:
+                think(state, i, r.arrival_s)
         else:
             r.status = WAITING
             system.step_queue += time_s - r.arrival_s
@@ -274,6 +279,17 @@ def _follow_up(state: State, w) -> None:
             _complete(state, w, i)
         elif state.workers[w].role == ROLE_PREFILL:
             _line_up_move(state, w, i)
+    if state.system[0].num_users > 0:
+        _answer_users(state, w)
+
+
+@njit
+def _answer_users(state: State, w) -> None:
+    """Users whose requests the batch of worker w has finished begin to think."""
+    for k in range(state.workers[w].batch_size):
+        i = state.batch[w, k, 0]
+        if state.requests[i].worker == w and state.requests[i].status == FINISHED:
+            think(state, i, state.requests[i].finish_s)
 
 
 @njit
@@ -372,6 +388,8 @@ def _gather(state: State, k) -> None:
     if r.emitted_tokens == r.output_tokens:
         _complete(state, t.target, t.request)
         _unlist(state, t.target, t.request)
+        if system.num_users > 0:
+            think(state, t.request, r.finish_s)
 
 
 @njit

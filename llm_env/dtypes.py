@@ -66,6 +66,7 @@ REQUEST = np.dtype(
         ("cached_blocks", "i8"),  # finished: blocks that its worker keeps for the next turn
         ("next", "i8"),  # links of the list it stands in: evicted, swapped or cached
         ("before", "i8"),
+        ("think_s", "f8"),  # closed loops: its user's thought before it; NEVER in an open one; the workload writes it
     ],
     align=True,
 )
@@ -89,7 +90,7 @@ NOISES = ("none", "exponential", "gamma", "lognormal")
 SYSTEM = np.dtype(
     [
         # settings, in seconds and tokens
-        ("num_requests", "i8"),
+        ("num_requests", "i8"),  # in a closed loop: those that have arrived, and the next one
         ("setup_s", "f8"),
         ("per_token_s", "f8"),
         ("free_tokens", "i8"),
@@ -126,12 +127,17 @@ SYSTEM = np.dtype(
         ("helpers_max_workers", "i8"),  # workers at one prompt, with its own
         ("helpers_min_tokens", "i8"),
         ("num_clients", "i8"),
+        ("arrivals_s", "f8"),  # no user of a closed loop sends a request at or after this
+        ("num_users", "i8"),  # of a closed loop, 0 in an open one
+        ("script", "i8"),  # closed loops: the row of State.requests at which the script begins
         # the clock
         ("now_s", "f8"),
         ("phase", "i8"),
         ("worker", "i8"),  # whose decision is due
         ("epoch", "i8"),  # decisions taken
         ("next_arrival", "i8"),  # index of the first request that has not arrived
+        ("num_ranked", "i8"),  # requests with ranks: in an open loop all, in a closed one those that have arrived
+        ("num_thinking", "i8"),  # closed loops: users whose next arrival is known
         # those that wait, over all queues
         ("num_waiting", "i8"),  # with the resumed ones
         ("rate_fast", "f8"),  # arrivals per second, 3 s exponential average, at rate_s

@@ -13,9 +13,10 @@ from llm_env.config import Scenario
 from llm_env.records import QUEUE_ORDERS
 from llm_env.render import History, render_ansi, render_rgb
 from llm_env.reward import REWARD_TERMS
-from llm_env.spaces import action_space, observation_space, resolve_scenario, resolve_workload
+from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
 from llm_env.systems import NUM_TRAINING_SEEDS, Systems
 from llm_env.view import FEATURE_NAMES, FEATURES
+from llm_env.workload import WHOLE
 
 PAGE = """
 An LLM serving system, scheduled batch by batch: each step forms one GPU batch.
@@ -26,6 +27,7 @@ time; a batch of b tokens takes S(b) = c + a max(0, b - b0). Whenever a worker i
 agent decides how its next batch is formed: how many tokens, how they are shared between prefill and decode, in what
 chunks prompts are cut, and in what order the queue is served. A large batch serves the queue sooner (TTFT) and makes
 every running request wait longer for its next token (TBT). The system, its promises and its traffic are a scenario.
+Given several scenarios, each episode is of one of them; features and actions mean the same in all.
 
 ## Action Space
 `action="multidiscrete"` (llm_env/Serving-v0): MultiDiscrete({nvec})
@@ -63,21 +65,28 @@ Steps last from milliseconds to seconds, so discount by exp(-info["dt_s"] / H) r
 ## Starting State
 `reset(seed=s)` draws the whole workload of seed s before anything is decided, moves to the first decision, and is the
 same for every policy. Without a seed the next episode's seed is drawn from 0 to {last_seed}, the seeds for training.
+Of several scenarios the seed draws one, all equally likely: the episode is the one that it would be in an environment
+of that scenario alone. Of a trace the seed draws a window of `episode.arrivals_s` seconds, uniformly in time; one in a
+silence holds no request. A trace, or a part, that is no longer than that at the load gives the same arrivals with every
+seed: take a longer one, or a shorter `episode.arrivals_s`.
 
 ## Episode End
 Terminated when all arrivals of the episode have been served. Truncated when the clock reaches the scenario's
 `episode.horizon_s`. The last `info` has num_requests, slo_attainment, ttft_attainment, goodput_per_s, ttft_p50_s and
-ttft_p99_s of the measured requests.
+ttft_p99_s of the measured requests, and scenario_index, the place of the episode's scenario among those given. What is
+not known is left out: without a measured request all but num_requests and scenario_index. An episode without any request
+is terminated by its first step, whatever the action, with reward 0.
 
 ## Arguments
 | Argument | Default | Meaning |
 |---|---|---|
-| scenario | "chat" | a shipped scenario's name, a TOML file or a `Scenario` |
+| scenario | "chat" | a shipped scenario's name, a TOML file or a `Scenario`; or a list of these, to draw from |
 | action | by id | "multidiscrete", "discrete" or "box" |
-| changes | None | settings to change, by dotted paths, {{"workload.load": 0.9}} |
-| load_range | None | (low, high): each episode draws its load |
+| changes | None | settings to change (of every scenario), by dotted paths, {{"workload.load": 0.9}} |
+| load_range | None | (low, high): each episode draws its load; a trace is stretched or squeezed in time to it |
 | trace | None | a trace file: episodes are windows of it in place of drawn traffic |
 | time_scale | 1.0 | factor on the trace's arrival times |
+| trace_part | (0, 1) | shares of the trace's time: windows lie between them, so (0, 0.7) and (0.7, 1) have nothing in common |
 | render_mode | None | "ansi" or "rgb_array" |
 
 ## Vectorized environment
@@ -115,25 +124,36 @@ class ServingEnv(gym.Env):
 
     def __init__(
         self,
-        scenario: str | Path | Scenario = "chat",
+        scenario: Given = "chat",
         action: str = "multidiscrete",
         changes: dict[str, Any] | None = None,
         load_range: tuple[float, float] | None = None,
         trace: str | Path | None = None,
         time_scale: float = 1.0,
+        trace_part: tuple[float, float] = WHOLE,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode: expected one of {self.metadata['render_modes']}, got {render_mode!r}")
-        self.scenario = resolve_scenario(scenario, changes)
+        self.scenarios = resolve_scenarios(scenario, changes)
         self.observation_space = observation_space()
         self.action_space = action_space(action)
         self.render_mode = render_mode
-        self._systems = Systems(
-            self.scenario, 1, action, resolve_workload(self.scenario, load_range, trace, time_scale)
-        )
+        traffic = traffic_of(trace, time_scale, trace_part)
+        workloads = [workload_of(each, load_range, traffic) for each in self.scenarios]
+        self._systems = Systems(self.scenarios, 1, action, workloads)
         self._all = np.ones(1, np.bool_)
         self._history: History | None = None
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of the present episode, one of `scenarios`."""
+        return self._systems.scenario(0)
+
+    @property
+    def discount_horizon_s(self) -> float:
+        """H of the present episode's scenario."""
+        return self.scenario.reward.discount_horizon_s
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -158,7 +178,7 @@ class ServingEnv(gym.Env):
         """One decision: forms a batch (or none) on the worker that asks, and moves to the next decision."""
         systems = self._systems
         systems.set_actions(np.asarray(action)[None])
-        worker = int(systems.states.system["worker"][0, 0])
+        worker = int(systems.state(0).system["worker"][0]) if self._history is not None else 0
         step = systems.step(self._all)
         if self._history is not None:
             self._history.note(systems.state(0), worker)

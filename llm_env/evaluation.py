@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from llm_env.errors import UserError
 from llm_env.files import staged_folder, write_csv
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
 from llm_env.provenance import provenance
-from llm_env.scenarios import load_scenario
+from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.study import (
     FIRST_REPORTED_SEED,
     REQUEST_COLUMNS,
@@ -35,8 +36,10 @@ from llm_env.study import (
     baseline_contender,
     run_study,
     sort_cells,
+    trace_remarks,
 )
 from llm_env.tables import UNSTABLE, slo_table, time_table
+from llm_env.workload import WHOLE, checked_trace_settings, is_closed, refuse_rate
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Arguments:
     time_scale: float = 1.0
     """Factor on the trace's arrival times: 2 halves the rate."""
 
+    trace_part: Annotated[tuple[float, float], tyro.conf.arg(metavar="FROM TO")] = WHOLE
+    """Run the trace between these shares of its time alone: 0.7 1 is what train.py --trace-part 0 0.7 has not seen."""
+
     out: str = "results/latest"
     """Folder for the results."""
 
@@ -92,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     study = make_study(arguments)
+    for remark in trace_remarks(study):
+        sys.stderr.write(f"{remark}\n")
     bounds = study_bounds(study) if arguments.bound else None
     console = output_console()
     with staged_folder(arguments.out) as folder:
@@ -124,9 +132,12 @@ def make_study(arguments: Arguments) -> Study:
             raise UserError(f"loads: expected numbers above 0 and up to 10, got {load:g}")
     if len(set(arguments.loads)) != len(arguments.loads):
         raise UserError(f"loads: one is given twice: {' '.join(f'{x:g}' for x in arguments.loads)}")
-    if arguments.trace is None and arguments.time_scale != 1.0:
-        raise UserError("time-scale: only for a --trace; the rate of a scenario is set with --loads")
+    trace_part = checked_trace_settings(arguments.trace, arguments.time_scale, arguments.trace_part)
+    if arguments.trace is not None:
+        check_changes_of_trace(arguments.change)
     scenario = load_scenario(arguments.scenario, arguments.change)
+    if arguments.loads and arguments.trace is None:
+        refuse_rate(scenario, "loads")
     contenders = []
     for path in arguments.agents:
         contenders.append(agent_contender(path, {c.label for c in contenders}))
@@ -135,9 +146,8 @@ def make_study(arguments: Arguments) -> Study:
         if contender.label not in {c.label for c in contenders}:
             contenders.append(contender)
     seeds = tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    return Study(
-        scenario, tuple(contenders), tuple(sorted(arguments.loads)), seeds, arguments.trace, arguments.time_scale
-    )
+    loads = tuple(sorted(arguments.loads))
+    return Study(scenario, tuple(contenders), loads, seeds, arguments.trace, arguments.time_scale, trace_part)
 
 
 def _specs(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -175,9 +185,10 @@ def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds
             console.print(text, highlight=False)
         console.print(time_table(mine, f"{where}{at}: times and throughput"))
     slo = study.scenario.slo
+    same = "same users and thoughts, who ask when they are answered" if is_closed(study.scenario) else "same requests"
     targets = ", ".join(f"{c.name}: TTFT {c.ttft_ms:g} ms, TBT {c.tbt_ms:g} ms" for c in slo.classes)
     console.print(
-        f"SLO {targets}. * is the scenario's rule. ± is half a 95 % t-interval; differences are paired (same requests,"
+        f"SLO {targets}. * is the scenario's rule. ± is half a 95 % t-interval; differences are paired ({same},"
         " same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
         " workloads. Percentiles are means over seeds of each seed's percentile."
         + (f" {UNSTABLE} unstable: the backlog grew all through the run." if any(r.unstable for r in rows) else ""),
@@ -187,7 +198,10 @@ def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds
 
 def _where(study: Study) -> str:
     """What the study ran on, for titles."""
-    return Path(study.trace).name if study.trace else study.scenario.name
+    if study.trace is None:
+        return study.scenario.name
+    start, end = study.trace_part
+    return Path(study.trace).name + ("" if study.trace_part == WHOLE else f" from {start:g} to {end:g}")
 
 
 def draw(study: Study, rows: list[Row], cells: list[CellResult], folder: Path) -> None:

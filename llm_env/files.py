@@ -6,13 +6,13 @@ import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from llm_env.errors import InputOutputError
+from llm_env.errors import InputOutputError, UserError
 
 _ROWS = 100_000  # of a CSV file, written at a time
 
@@ -51,6 +51,28 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def staged_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """The path of a temporary file of the same name that becomes `path` when the block ends well, as one rename.
+
+    Raises:
+        UserError: the file exists and `overwrite` is False.
+        InputOutputError: see `staged_folder`.
+    """
+    if not Path(path).name:
+        raise InputOutputError(f"{str(path)!r}: is no name of a file")
+    path = Path(path)
+    _check_absent(path, overwrite)
+    with staged_folder(path.parent) as folder:
+        yield folder / path.name
+        _check_absent(path, overwrite)  # somebody else may have been faster
+
+
+def _check_absent(path: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(path):
+        raise UserError(f"{path}: exists already; --overwrite replaces it")
+
+
 def _move_files(staged: Path, out: Path) -> None:
     moves = [(path, out / path.name) for path in sorted(staged.iterdir())]
     for path, target in moves:
@@ -67,28 +89,37 @@ def _move_files(staged: Path, out: Path) -> None:
         path.replace(target)
 
 
-def write_csv(path: Path, columns: Mapping[str, np.ndarray | Sequence[str]]) -> None:
+def write_csv(
+    path: Path,
+    columns: Mapping[str, np.ndarray | Sequence[str]],
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """A CSV file with LF line ends; gzip, without name and time in its header, if the name ends with ``.gz``.
 
     Args:
         path: of the file.
         columns: equally long; arrays of numbers, or texts without comma, quote and line end. A float is the shortest
             text that reads back to the same float; NaN is an empty field.
+        progress: is called with the number of rows that are written so far.
     """
     with path.open("wb") as file:
         if path.name.endswith(".gz"):
             with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
-                _write_rows(packed, columns)
+                _write_rows(packed, columns, progress)
         else:
-            _write_rows(file, columns)
+            _write_rows(file, columns, progress)
 
 
-def _write_rows(file, columns: Mapping[str, np.ndarray | Sequence[str]]) -> None:
+def _write_rows(
+    file, columns: Mapping[str, np.ndarray | Sequence[str]], progress: Callable[[int], None] | None
+) -> None:
     file.write((",".join(columns) + "\n").encode())
     length = len(next(iter(columns.values())))
     for start in range(0, length, _ROWS):
         texts = [_texts(column[start : start + _ROWS]) for column in columns.values()]
         file.write(("\n".join(map(",".join, zip(*texts, strict=True))) + "\n").encode())
+        if progress is not None:
+            progress(min(start + _ROWS, length))
 
 
 def _texts(column: np.ndarray | Sequence[str]) -> list[str]:

@@ -36,16 +36,20 @@ _PROGRAMS = (
     "command",
     "evaluation",
     "plots",
+    "plotting",
     "provenance",
     "simulate",
     "study",
     "tables",
+    "traffic_plots",
+    "traffic_shape_plots",
     "validate",
     "validation_cases",
     "validation_references",
     "validation_rows",
     "validation_stationary",
 )
+_TRAFFIC = ("arrival_settings", "length_settings", "workload_settings")
 _ENVIRONMENTS = (
     "env",
     "files",
@@ -60,7 +64,8 @@ _ENVIRONMENTS = (
     "vector",
     "wrappers",
 )
-SHELLS = frozenset(_PROGRAMS + _ENVIRONMENTS)
+SHELLS = frozenset(_PROGRAMS + _TRAFFIC + _ENVIRONMENTS)
+SHELL_FOLDERS = frozenset({"commands", "workload"})  # the same of whole packages
 
 
 def source_hash() -> str:
@@ -68,10 +73,15 @@ def source_hash() -> str:
     flags = (config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT)
     digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags}".encode())
     for folder in CACHED_FOLDERS:
-        for path in sorted(path for path in folder.rglob("*.py") if path.stem not in SHELLS):
+        for path in sorted(path for path in folder.rglob("*.py") if not _is_shell(path.relative_to(folder))):
             source = path.read_bytes()
             digest.update(f"{path.relative_to(folder)} {len(source)}\n".encode() + source)
     return digest.hexdigest()[:16]
+
+
+def _is_shell(path: Path) -> bool:
+    """Whether a source file, relative to its package, holds nothing that compiled code reaches."""
+    return path.stem in SHELLS if len(path.parts) == 1 else path.parts[0] in SHELL_FOLDERS
 
 
 def _owned_folder(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The pictures of a study as PNG: attainment against load, TTFT and TBT distributions, batch composition over time.
 
-Titles say the finding, axes have units, colours can be told apart by the colour-blind (Okabe and Ito, 2008).
+Titles say the finding, axes have units.
 """
 
 from __future__ import annotations
@@ -14,36 +14,12 @@ import numpy as np
 from llm_env.aggregate import Row
 from llm_env.build import system_record
 from llm_env.config import Scenario
+from llm_env.plotting import COLOURS, GREY, pyplot, save
 from llm_env.study import CellResult
 from llm_env.validation_rows import FAILED, STANDARD_ERRORS, Point
 from llm_env.validation_rows import Row as Comparison
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#B8B8B8"
 MAX_HIGHLIGHTED = 5
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "figure.dpi": 120,
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 11,
-            "axes.grid": True,
-            "grid.color": "#EAEAEA",
-            "axes.axisbelow": True,
-            "legend.frameon": False,
-        }
-    )
-    return plt
 
 
 def highlighted(rows: Sequence[Row]) -> list[str]:
@@ -60,7 +36,7 @@ def highlighted(rows: Sequence[Row]) -> list[str]:
 
 def plot_attainment(rows: Sequence[Row], path: Path, scenario: Scenario, where: str) -> None:
     """SLO attainment against load with 95 % intervals: a line per contender (bars if there is one load only)."""
-    plt = _pyplot()
+    plt = pyplot()
     chosen = highlighted(rows)
     loads = sorted({row.load for row in rows if row.load is not None})
     best = chosen[0] if chosen else ""
@@ -104,7 +80,7 @@ def plot_attainment(rows: Sequence[Row], path: Path, scenario: Scenario, where: 
         ax.set_ylabel(label)
         best = max(chosen, key=lambda n: np.mean([r.headline.mean for r in rows if r.contender == n]))
     ax.set_title(_finding(rows, best, where))
-    _save(fig, path)
+    save(fig, path)
 
 
 def _finding(rows: Sequence[Row], best: str, where: str) -> str:
@@ -122,7 +98,7 @@ def plot_distributions(
     cells: Sequence[CellResult], rows: Sequence[Row], load: float | None, path: Path, scenario: Scenario, where: str
 ) -> None:
     """Share of requests with a TTFT above x, and of gaps above x, at one load; the targets as lines."""
-    plt = _pyplot()
+    plt = pyplot()
     names = highlighted(rows)
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for k, name in enumerate(names):
@@ -144,7 +120,7 @@ def plot_distributions(
         axes[1].legend(bbox_to_anchor=(1.0, 1.0), loc="upper left")
     at = "" if load is None else f" at load {load:g}"
     fig.suptitle(f"Who waits how long on {where}{at}", x=0.06, ha="left", fontsize=12)
-    _save(fig, path)
+    save(fig, path)
 
 
 def _ttft(cell: CellResult) -> np.ndarray:
@@ -168,7 +144,7 @@ def _ccdf(ax: Any, values: np.ndarray, weights: np.ndarray, label: str, colour: 
 
 def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, scenario: Scenario, where: str) -> None:
     """Tokens of the batches over time, prefill and decode stacked: one strip per contender, the same workload."""
-    plt = _pyplot()
+    plt = pyplot()
     shown = [c for name in names for c in cells if c.contender == name and len(c.batches)]
     if not shown:
         return  # nobody formed a batch
@@ -190,7 +166,7 @@ def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, 
     load = "" if shown[0].load is None else f" at load {shown[0].load:g}"
     title = f"What the batches hold on {where}{load} (means over {_BINS} stretches)"
     fig.suptitle(title, x=0.06, y=1.0, ha="left", va="bottom")
-    _save(fig, path)
+    save(fig, path)
 
 
 _BINS = 240
@@ -205,11 +181,6 @@ def _binned(log: np.ndarray, end_s: float) -> tuple[np.ndarray, np.ndarray, np.n
     return (edges[1:] + edges[:-1]) / 2, prefill / np.maximum(number, 1), decode / np.maximum(number, 1)
 
 
-def _save(fig: Any, path: Path) -> None:
-    fig.savefig(path, bbox_inches="tight", metadata={"Software": None})
-    _pyplot().close(fig)
-
-
 def plot_fit(tokens: np.ndarray, ms: np.ndarray, fitted_ms: np.ndarray, r2: float, mape: float, path: Path) -> None:
     """Fitted against measured durations of batches, and the relative error against their size.
 
@@ -219,7 +190,7 @@ def plot_fit(tokens: np.ndarray, ms: np.ndarray, fitted_ms: np.ndarray, r2: floa
         mape: mean of |fitted - measured| / measured.
         path: of the picture.
     """
-    plt = _pyplot()
+    plt = pyplot()
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 4))
     ends = [min(ms.min(), fitted_ms.min()), max(ms.max(), fitted_ms.max())]
     points = {"s": 7, "alpha": 0.4, "lw": 0, "color": COLOURS[0], "rasterized": True}
@@ -234,7 +205,7 @@ def plot_fit(tokens: np.ndarray, ms: np.ndarray, fitted_ms: np.ndarray, r2: floa
     right.set_xlabel("tokens in the batch")
     right.set_ylabel("fitted - measured (% of measured)")
     fig.tight_layout()
-    _save(fig, path)
+    save(fig, path)
 
 
 Curve = tuple[Sequence[Point], Callable[[np.ndarray], np.ndarray]]  # simulated, and the mean by theory at loads
@@ -242,7 +213,7 @@ Curve = tuple[Sequence[Point], Callable[[np.ndarray], np.ndarray]]  # simulated,
 
 def plot_validation(curves: Mapping[str, Curve], rows: Sequence[Comparison], path: Path) -> None:
     """Simulation against theory: sojourn against load, errors in standard errors, and errors of what is exact."""
-    plt = _pyplot()
+    plt = pyplot()
     drawn = [row for row in rows if np.isfinite(row.standard_errors)]
     exact = [row for row in rows if np.isfinite(row.share) and not np.isfinite(row.standard_errors)]
     height = 1.6 + 0.2 * max(len(drawn) + len(exact) + 4, 22)
@@ -253,7 +224,7 @@ def plot_validation(curves: Mapping[str, Curve], rows: Sequence[Comparison], pat
     above, below = right.subplots(2, 1, gridspec_kw={"height_ratios": share})
     _draw_errors(above, drawn)
     _draw_exact(below, exact)
-    _save(fig, path)
+    save(fig, path)
 
 
 def _draw_curves(ax: Any, curves: Mapping[str, Curve]) -> None:

@@ -2,9 +2,10 @@
 
 There is one that all workers share, or one for each worker that prefills.
 
-Each order ranks the requests once, before the run, so a set is a bitmap over ranks. A tree of 32-bit words above it
-finds the next member in at most ceil(log32(n)) steps (4 for a million requests), whatever the backlog. Requests that
-were evicted stand at the front of every order, the last evicted first, and are no members of the sets.
+Each order ranks the requests once, before the run (in a closed loop as they arrive), so a set is a bitmap over ranks. A
+tree of 32-bit words above it finds the next member in at most ceil(log32(n)) steps (4 for a million requests), whatever
+the backlog. Requests that were evicted stand at the front of every order, the last evicted first, and are no members of
+the sets.
 """
 
 from __future__ import annotations
@@ -179,15 +180,21 @@ def push_front(state: State, i) -> None:
 
 
 # ---- the passing of time -------------------------------------------------------------------------------------------
+@njit(forceinline=True)
+def edge_s(system, edge, now_s) -> float:
+    """Who must start before this time is below an edge of the slack buckets."""
+    return now_s + _EDGES[edge] * system.ttft_target_s
+
+
 @njit
 def pass_time(state: State, now_s) -> None:
     """Moves waiting requests whose slack has shrunk to lower buckets; each passes each edge once in a run."""
     order, levels = state.order[BY_LATEST_START - 1], state.levels
     system, single = state.system[0], state.queues.shape[0] == 1
     for edge in range(NUM_BUCKETS - 1):
-        limit_s = now_s + _EDGES[edge] * system.ttft_target_s
+        limit_s = edge_s(system, edge, now_s)
         rank = state.cursors[edge]
-        while rank < system.num_requests and state.requests[order[rank]].latest_start_s < limit_s:
+        while rank < system.num_ranked and state.requests[order[rank]].latest_start_s < limit_s:
             q = 0 if single else state.requests[order[rank]].queue
             if (state.sets[q, SET_LATEST_START, levels[0] + (rank >> 5)] >> (rank & 31)) & 1:
                 i = order[rank]

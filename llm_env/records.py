@@ -17,7 +17,7 @@ from llm_env.dtypes import BATCH, CLIENT, FAR, GAP, QUEUE, REQUEST, SYSTEM, TRAN
 from llm_env.jit import njit
 
 # ---- waiting requests, sorted several ways -------------------------------------------------------------------------
-BY_ARRIVAL, BY_PROMPT, BY_DEADLINE, BY_LATEST_START = range(4)  # static ranks; by arrival is the index itself
+BY_ARRIVAL, BY_PROMPT, BY_DEADLINE, BY_LATEST_START = range(4)  # ranks; by arrival is the index itself
 NUM_RANKS = 3  # State.order and State.rank hold the last three, at BY_... - 1
 SET_ARRIVAL, SET_PROMPT, SET_DEADLINE, SET_LATEST_START, SET_FEASIBLE, SET_HOPELESS = range(6)
 NUM_SETS = 6  # FEASIBLE: those by deadline that can still be on time; HOPELESS: the others, by arrival
@@ -31,7 +31,7 @@ NUM_BUCKETS = len(SLACK_EDGES) + 1
 class State(NamedTuple):
     """One serving system in full. Leading axes of a vectorised state are stripped by `row`."""
 
-    requests: Any  # (capacity,) REQUEST, the first num_requests in order of arrival
+    requests: Any  # (capacity,) REQUEST, the first num_requests in order of arrival; scripts: `llm_env.closed_loop`
     system: Any  # (1,) SYSTEM
     workers: Any  # (num_workers,) WORKER
     running: Any  # (num_workers, max_running) int64, admitted requests in list order

@@ -55,9 +55,10 @@ def _observe_all(states, which, observations):
             observe(row(states, e), observations[e])
 
 
-def _mask_all(states, masks):
-    for e in range(masks.shape[0]):
-        mask_actions(row(states, e), masks[e])
+def _mask_all(states, which, masks):
+    for e in range(which.shape[0]):
+        if which[e]:
+            mask_actions(row(states, e), masks[e])
 
 
 @cache
@@ -94,7 +95,7 @@ def compiled_observe_all() -> Callable[..., None]:
 
 @cache
 def compiled_mask_all() -> Callable[..., None]:
-    return njit(types.void(STATES_TYPE, _BOOL[:, ::1]))(_mask_all)
+    return njit(types.void(STATES_TYPE, _BOOL[::1], _BOOL[:, ::1]))(_mask_all)
 
 
 def step_all(states: State, seeds, kind, integers, floats, weights, todo, observations, rewards, terms, dt_s) -> State:
@@ -124,9 +125,9 @@ def observe_all(states: State, which: np.ndarray, observations: np.ndarray) -> N
     compiled_observe_all()(states, which, observations)
 
 
-def mask_all(states: State, masks: np.ndarray) -> None:
-    """Writes the action masks of all systems into masks, (num_envs, MASK_LENGTH) bool."""
-    compiled_mask_all()(states, masks)
+def mask_all(states: State, which: np.ndarray, masks: np.ndarray) -> None:
+    """Writes the action masks of the systems that `which` names into masks, (num_envs, MASK_LENGTH) bool."""
+    compiled_mask_all()(states, which, masks)
 
 
 def continue_rollout(states: State, decide: Decide, seed: int, max_steps: int = 1 << 62) -> State:

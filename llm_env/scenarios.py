@@ -20,6 +20,7 @@ from llm_env.measured import read_table
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() takes more than people mean
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_HEARD_WITH_TRACE = ("workload.prediction_sigma", "workload.declared_tokens")
 _LINE = ("setup_ms", "per_token_ms", "free_tokens")
 _TERMS = (*_LINE, "decode_fixed_ms", "kv_ms_per_1k_cached_tokens", "prefill_attention_ms_per_1m_token_context")
 
@@ -67,6 +68,19 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             changes[key] = value
     return changes
+
+
+def check_changes_of_trace(texts: Sequence[str]) -> None:
+    """Checks that changes, as `parse_changes` reads them, are heard where a trace takes the place of drawn traffic.
+
+    Raises:
+        UserError: one is of the traffic that is not drawn.
+    """
+    for path in parse_changes(texts):
+        if path.partition(".")[0] == "workload" and path not in _HEARD_WITH_TRACE:
+            raise UserError(
+                f"change: {path}: a trace brings its own traffic, only {' and '.join(_HEARD_WITH_TRACE)} are used"
+            )
 
 
 def _unchanged(name_or_path: str | Path) -> Scenario:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ from llm_env.errors import UserError
 from llm_env.scenarios import load_scenario
 from llm_env.systems import Workload, checked_load_range, drawn_from
 from llm_env.view import FEATURES
-from llm_env.workload import at_load, cut_window, draw_load, read_trace, trace_load
+from llm_env.workload import (
+    WHOLE,
+    ReadOptions,
+    Traffic,
+    Windows,
+    checked_trace_settings,
+    draw_load,
+    part_of,
+    read_traffic,
+)
+
+Given = str | Path | Scenario | Sequence[str | Path | Scenario]  # one scenario or several
 
 
 def observation_space() -> spaces.Box:
@@ -39,33 +51,63 @@ def action_space(action: str) -> spaces.Space[Any]:
     raise UserError(f"action: expected multidiscrete, discrete or box, got {action!r}")
 
 
-def resolve_scenario(scenario: str | Path | Scenario, changes: dict[str, Any] | None) -> Scenario:
-    """A scenario by name, path or as it is, with changes by dotted paths ({"workload.load": 0.9})."""
-    found = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
-    return with_changes(found, changes) if changes else found
+def resolve_scenarios(scenario: Given, changes: dict[str, Any] | None) -> tuple[Scenario, ...]:
+    """Scenarios by name, path or as they are, with changes by dotted paths ({"workload.load": 0.9}) in all of them.
+
+    Raises:
+        UserError: an unknown scenario or a bad change; of several, two have one name.
+    """
+    given = [scenario] if isinstance(scenario, str | Path | Scenario) else list(scenario)
+    if not given:
+        raise UserError("scenario: expected at least one, got none")
+    found = [each if isinstance(each, Scenario) else load_scenario(each) for each in given]
+    names = [each.name for each in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f'scenario: two of them are called "{twice}": change the name of one to tell them apart')
+    return tuple(with_changes(each, changes) for each in found) if changes else tuple(found)
 
 
-def resolve_workload(
-    scenario: Scenario,
-    load_range: tuple[float, float] | None,
+def traffic_of(
     trace: str | Path | None,
     time_scale: float,
-) -> Workload:
-    """Where episodes come from: the scenario, or windows of a trace.
+    trace_part: Sequence[float] = WHOLE,
+    remark: Callable[[str], object] | None = None,
+) -> Traffic | None:
+    """A part of a trace, None without a trace.
+
+    Args:
+        trace: a file that `llm_env.workload.read_traffic` reads.
+        time_scale: factor on its arrival times.
+        trace_part: (from, to), shares of its time (see `llm_env.workload.windows.part_of`).
+        remark: called with each line on what was done to the trace when it was read.
+
+    Raises:
+        UserError: settings of a trace without one, or its content is wrong.
+        InputOutputError: it cannot be read.
+    """
+    trace_part = checked_trace_settings(trace, time_scale, trace_part)
+    if trace is None:
+        return None
+    traffic, report = read_traffic(trace, ReadOptions(time_scale=time_scale))
+    if remark is not None:
+        for line in report.remarks():
+            remark(line)
+    return traffic.take(part_of(traffic.arrival_s, trace_part))
+
+
+def workload_of(scenario: Scenario, load_range: tuple[float, float] | None, traffic: Traffic | None) -> Workload:
+    """Where episodes of a scenario come from: the scenario itself, or windows of a trace.
 
     Args:
         scenario: settings of the episodes.
         load_range: each episode draws its load from it; on a trace, time is stretched so that the trace has it.
-        trace: a file that `llm_env.workload.read_trace` reads.
-        time_scale: factor on the trace's arrival times.
+        traffic: the trace, None for none.
     """
-    if trace is None:
-        if time_scale != 1.0:
-            raise UserError("time_scale: only for a trace; the rate of a scenario is its load")
+    if traffic is None:
         return drawn_from(scenario, load_range)
-    requests = read_trace(trace, time_scale, scenario.slo, workload=scenario.workload)
     if load_range is None:
-        return lambda seed: cut_window(requests, scenario, seed)
-    load_range = checked_load_range(load_range)
-    trace_load(requests, scenario)  # or an error now and not at the first reset
-    return lambda seed: cut_window(at_load(requests, scenario, draw_load(seed, *load_range)), scenario, seed)
+        return Windows(traffic, scenario).cut
+    low, high = checked_load_range(load_range)
+    windows = Windows(traffic, scenario, scalable=True)
+    return lambda seed: windows.cut(seed, draw_load(seed, low, high))

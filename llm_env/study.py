@@ -25,7 +25,7 @@ from llm_env.errors import UserError
 from llm_env.metrics import block_values, summarise
 from llm_env.records import State
 from llm_env.rollout import rollout
-from llm_env.workload import at_load, draw_workload, read_trace
+from llm_env.workload import WHOLE, ReadReport, at_load, draw_workload, read_requests
 
 FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
 MAX_SECONDS = 1e9  # the longest episode that settings take
@@ -102,6 +102,7 @@ class Study:
         seeds: one cell each; a trace uses the first, for service noise.
         trace: a file to run whole in place of drawn workloads.
         time_scale: factor on the trace's arrival times.
+        trace_part: shares of the trace's time between which it is run.
     """
 
     scenario: Scenario
@@ -110,6 +111,7 @@ class Study:
     seeds: tuple[int, ...]
     trace: str | None = None
     time_scale: float = 1.0
+    trace_part: tuple[float, float] = WHOLE
 
     def load_labels(self) -> tuple[float | None, ...]:
         """The loads of the table; None stands for "as it is"."""
@@ -132,15 +134,31 @@ class CellResult:
 
 # ---- one unit of work: a contender at a load with some seeds -------------------------------------------------------
 @cache
-def _trace(path: str, time_scale: float, scenario: Scenario) -> np.ndarray:
-    return read_trace(path, time_scale, scenario.slo, workload=scenario.workload)
+def _read(path: str, time_scale: float, part: tuple[float, float], scenario: Scenario) -> tuple[np.ndarray, ReadReport]:
+    return read_requests(path, time_scale, scenario.slo, workload=scenario.workload, part=part)
+
+
+def _trace(study: Study) -> tuple[np.ndarray, ReadReport]:
+    """The study's trace, read once in each process."""
+    assert study.trace is not None
+    return _read(study.trace, study.time_scale, study.trace_part, study.scenario)  # pyright: ignore[reportArgumentType]
+
+
+def trace_remarks(study: Study) -> list[str]:
+    """What was done to the trace when it was read, a line each; none if workloads are drawn.
+
+    Raises:
+        UserError: its content is wrong.
+        InputOutputError: it cannot be read.
+    """
+    return [] if study.trace is None else _trace(study)[1].remarks()
 
 
 def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray | None]:
     """The scenario at a load, and the trace at it (None if workloads are drawn from the scenario)."""
     if study.trace is None:
         return (study.scenario if load is None else with_changes(study.scenario, {"workload.load": load})), None
-    requests = _trace(study.trace, study.time_scale, study.scenario)  # pyright: ignore[reportArgumentType]
+    requests = _trace(study)[0]
     requests = at_load(requests, study.scenario, load) if load is not None else requests.copy()
     requests["arrival_s"] -= requests["arrival_s"][0]  # when the log began is no matter
     end_s = float(requests["arrival_s"][-1])

@@ -23,7 +23,7 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
         rule: the scenario's rule, by which baselines are ranked and differences are taken.
         bound: what no policy can pass under it; one more column if given.
     """
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("policy", no_wrap=True)
     for name in SLO_RULES:
         table.add_column(f"{'*' if name == rule else ''}{_RULE_TITLES[name]}\nmet, %", justify="right", no_wrap=True)
@@ -47,7 +47,7 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
 
 def time_table(rows: Sequence[Row], title: str) -> Table:
     """TTFT, TBT, throughput, utilisation and what was left undone."""
-    table = _table(title)
+    table = titled_table(title)
     table.add_column("policy", no_wrap=True)
     for column in (
         "TTFT s\np50",
@@ -79,7 +79,8 @@ UNSTABLE = "†"  # beside a name: the backlog grew, so that times depend on how
 _RULE_TITLES = {"max": "every gap", "p99": "P99 gap", "deadline": "deadline"}
 
 
-def _table(title: str) -> Table:
+def titled_table(title: str) -> Table:
+    """A table of this title without columns, in the style of all tables that have one."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 

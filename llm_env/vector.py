@@ -10,9 +10,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_env.config import Scenario
-from llm_env.spaces import action_space, observation_space, resolve_scenario, resolve_workload
-from llm_env.systems import EPISODE_KEYS, Systems
+from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
+from llm_env.systems import OUTCOME_KEYS, Systems
 from llm_env.view import FEATURE_NAMES
+from llm_env.workload import WHOLE
 
 
 class ServingVectorEnv(VectorEnv):
@@ -36,12 +37,13 @@ class ServingVectorEnv(VectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        scenario: str | Path | Scenario = "chat",
+        scenario: Given = "chat",
         action: str = "multidiscrete",
         changes: dict[str, Any] | None = None,
         load_range: tuple[float, float] | None = None,
         trace: str | Path | None = None,
         time_scale: float = 1.0,
+        trace_part: tuple[float, float] = WHOLE,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
@@ -50,17 +52,35 @@ class ServingVectorEnv(VectorEnv):
         if render_mode is not None:
             raise ValueError("the vector environment does not render; use gym.make for one that does")
         self.num_envs = num_envs
-        self.scenario = resolve_scenario(scenario, changes)
+        self.scenarios = resolve_scenarios(scenario, changes)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space()
         self.single_action_space = action_space(action)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        workload = resolve_workload(self.scenario, load_range, trace, time_scale)
-        self._systems = Systems(self.scenario, num_envs, action, workload)
+        traffic = traffic_of(trace, time_scale, trace_part)
+        workloads = [workload_of(each, load_range, traffic) for each in self.scenarios]
+        self._systems = Systems(self.scenarios, num_envs, action, workloads)
         self._ended = np.zeros(num_envs, np.bool_)
         self._all = np.ones(num_envs, np.bool_)
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of all sub-environments.
+
+        Raises:
+            AttributeError: there are several (see `scenarios`), and each sub-environment has its own.
+        """
+        first, *others = self.scenarios
+        if others:
+            raise AttributeError("the environment has several scenarios: see its attribute scenarios")
+        return first
+
+    @property
+    def discount_horizon_s(self) -> np.ndarray:
+        """(num_envs,) float64: H of the present episodes' scenarios."""
+        return self._systems.discount_horizons_s()
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -127,7 +147,7 @@ class ServingVectorEnv(VectorEnv):
     def _end(self, ended: np.ndarray, observations: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         """Outcomes of the episodes that ended; under SAME_STEP also their last observation and the next one's first."""
         outcome: dict[str, Any] = {}
-        for key in EPISODE_KEYS:
+        for key in OUTCOME_KEYS:
             outcome[key], outcome[f"_{key}"] = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
         for e in np.flatnonzero(ended):
             for key, value in self._systems.outcome(int(e)).items():

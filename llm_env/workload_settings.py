@@ -2,121 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from llm_env.settings import MAX_TOKENS, Positive, Settings, Share, Tokens
-
-
-class PoissonArrivals(Settings):
-    """Poisson process."""
-
-    kind: Literal["poisson"] = "poisson"
-
-
-class GammaArrivals(Settings):
-    """Renewal process with gamma interarrival times; `cv` is their coefficient of variation (1 = Poisson)."""
-
-    kind: Literal["gamma"] = "gamma"
-    cv: Annotated[float, Field(gt=0, le=20)] = 2.0
-
-
-class MMPP2Arrivals(Settings):
-    """Two-state Markov-modulated Poisson process: a quiet and a busy rate.
-
-    The busy state holds `busy_share` of the time at `rate_ratio` times the quiet rate; `cycle_s` is the mean length of
-    one quiet plus one busy period. The mean rate is the workload's.
-    """
-
-    kind: Literal["mmpp2"] = "mmpp2"
-    rate_ratio: Annotated[float, Field(ge=1, le=1000)] = 4.0
-    busy_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    cycle_s: Positive = 30.0
-
-
-Arrivals = Annotated[PoissonArrivals | GammaArrivals | MMPP2Arrivals, Field(discriminator="kind")]
-
-
-class _Clipped(Settings):
-    min_tokens: Tokens = 1
-    max_tokens: Tokens = MAX_TOKENS
-
-    @model_validator(mode="after")
-    def _ordered(self) -> _Clipped:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
-        return self
-
-
-class FixedLength(Settings):
-    """Every length the same."""
-
-    kind: Literal["fixed"] = "fixed"
-    tokens: Tokens = 128
-
-
-class LognormalLength(_Clipped):
-    """exp(Normal(mu, sigma)) rounded to the nearest token, then clipped to [min_tokens, max_tokens]."""
-
-    kind: Literal["lognormal"] = "lognormal"
-    mu: Annotated[float, Field(ge=-10, le=15)]
-    sigma: Annotated[float, Field(ge=0, le=5)]
-    max_tokens: Tokens = 131_072
-
-
-class LognormalMixtureLength(_Clipped):
-    """A mixture of log-normals with weights `w` that sum to 1, rounded and clipped as `LognormalLength`."""
-
-    kind: Literal["lognormal-mixture"] = "lognormal-mixture"
-    w: Annotated[tuple[Share, ...], Field(min_length=1, max_length=8, strict=False)]
-    mu: Annotated[tuple[Annotated[float, Field(ge=-10, le=15)], ...], Field(min_length=1, max_length=8, strict=False)]
-    sigma: Annotated[tuple[Annotated[float, Field(ge=0, le=5)], ...], Field(min_length=1, max_length=8, strict=False)]
-    max_tokens: Tokens = 131_072
-
-    @model_validator(mode="after")
-    def _matched(self) -> LognormalMixtureLength:
-        if not len(self.w) == len(self.mu) == len(self.sigma):
-            raise ValueError(f"w, mu and sigma differ in length: {len(self.w)}, {len(self.mu)}, {len(self.sigma)}")
-        if abs(sum(self.w) - 1) > 1e-6:
-            raise ValueError(f"the weights w must sum to 1, got {sum(self.w):g}")
-        return self
-
-
-class GeometricLength(Settings):
-    """min(Geometric(p), max_tokens): number of trials up to and with the first success."""
-
-    kind: Literal["geometric"] = "geometric"
-    p: Annotated[float, Field(gt=0, le=1)]
-    max_tokens: Tokens = MAX_TOKENS
-
-
-class ChoiceLength(Settings):
-    """One of a few sizes with given probabilities (short, medium, long)."""
-
-    kind: Literal["choice"] = "choice"
-    tokens: Annotated[tuple[Tokens, ...], Field(min_length=1, max_length=64, strict=False)] = (64, 256, 512)
-    probabilities: Annotated[tuple[Share, ...], Field(min_length=1, max_length=64, strict=False)] = (0.5, 0.35, 0.15)
-
-    @model_validator(mode="after")
-    def _distribution(self) -> ChoiceLength:
-        if len(self.tokens) != len(self.probabilities):
-            raise ValueError(f"{len(self.tokens)} tokens but {len(self.probabilities)} probabilities")
-        if abs(sum(self.probabilities) - 1) > 1e-6:
-            raise ValueError(f"the probabilities must sum to 1, got {sum(self.probabilities):g}")
-        return self
-
-
-Length = Annotated[
-    FixedLength | LognormalLength | LognormalMixtureLength | GeometricLength | ChoiceLength,
-    Field(discriminator="kind"),
-]
+from llm_env.arrival_settings import Arrivals, ClientArrivals, ClosedLoopArrivals, PoissonArrivals, SuperposedArrivals
+from llm_env.length_settings import Length, LognormalLength, LognormalMixtureLength, PairSettings
+from llm_env.settings import Positive, Settings, Tokens
 
 
 class SessionSettings(Settings):
     """Conversations: the prompt of a later turn is the turn before it, prompt and output, and new tokens of the user.
 
-    The number of turns is geometric with mean `mean_turns`. From the arrival of a turn to the next one pass `think_s`
+    The number of turns is geometric with mean `mean_turns`; or after turn k comes another one with the probability
+    `more_turns`[k - 1], the last of which holds for all later turns. `first_prompt` is the length of a session's first
+    prompt, by default that of all others. From the arrival of a turn to the next one pass `think_s`
     seconds on average, log-normal; `think_sigma` is the standard deviation of their logarithm, 0 makes them equal. A
     session ends before the turn whose prompt and output would exceed `max_context_tokens`; its first turn always comes.
 
@@ -124,17 +24,60 @@ class SessionSettings(Settings):
     are round numbers of that size (its gaps have a mean of 197 s and a median of 123 s).
     """
 
-    mean_turns: Annotated[float, Field(ge=1, le=1000)] = 4.0
+    mean_turns: Annotated[float, Field(ge=1, le=1000)] | None = None
+    more_turns: (
+        Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1, max_length=256, strict=False)]
+        | None
+    ) = None
+    first_prompt: Length | None = None
     think_s: Positive = 120.0
     think_sigma: Annotated[float, Field(ge=0, le=2)] = 1.0
     max_context_tokens: Tokens = 131_072
 
+    @model_validator(mode="before")
+    @classmethod
+    def _four_turns_by_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("mean_turns") is None and data.get("more_turns") is None:
+            return {**data, "mean_turns": 4.0}
+        return data
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SessionSettings:
+        if self.mean_turns is not None and self.more_turns is not None:
+            raise ValueError("give mean_turns or more_turns, not both")
+        return self
+
 
 class ClientSettings(Settings):
-    """Who sends the requests: `count` clients, of which client i has a share proportional to 1 / (i + 1)^`skew`."""
+    """Who sends the requests: `count` clients, a few of whom may send most of them.
+
+    Client i has a share proportional to 1 / (i + 1)^`skew`; or, with `log_rate_sd`, to exp(log_rate_sd * Z), Z standard
+    normal. Lengths may differ between clients: those of one are those of `prompt` and `output` times exp(prompt_sigma *
+    Z) and exp(output_sigma * Z'), Z and Z' standard normal with correlation `length_correlation`; then `prompt` and
+    `output` must be log-normal or mixtures of log-normals. All of this is drawn from `population`, not from the seed of
+    an episode: the clients are the same in every episode.
+    """
 
     count: Annotated[int, Field(ge=1, le=10_000)]
-    skew: Annotated[float, Field(ge=0, le=10)] = 1.0
+    skew: Annotated[float, Field(ge=0, le=10)] | None = None
+    log_rate_sd: Annotated[float, Field(ge=0, le=5)] | None = None
+    prompt_sigma: Annotated[float, Field(ge=0, le=5)] = 0.0
+    output_sigma: Annotated[float, Field(ge=0, le=5)] = 0.0
+    length_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    population: Annotated[int, Field(ge=0, le=2**53)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _zipf_by_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("skew") is None and data.get("log_rate_sd") is None:
+            return {**data, "skew": 1.0}
+        return data
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ClientSettings:
+        if self.skew is not None and self.log_rate_sd is not None:
+            raise ValueError("give skew or log_rate_sd, not both")
+        return self
 
 
 class WorkloadSettings(Settings):
@@ -142,13 +85,17 @@ class WorkloadSettings(Settings):
 
     `prediction_sigma` is the error of the length predictor: it says output_tokens * exp(sigma * Z), Z standard normal;
     0 is a perfect one. `declared_tokens` is the most output that clients allow, or the output itself where that is
-    longer; by default the longest that `output` can be. With `sessions`, `arrivals` are those of sessions, `prompt` is
-    what the user adds in a turn, and the rate is still that of requests.
+    longer; by default the longest that `output` can be. `correlation` is the rank correlation (Spearman's) of prompt
+    and output, made by a Gaussian copula that leaves both distributions as they are. With `pairs` both lengths of a
+    request are drawn together from measured ones, and `prompt` and `output` are not used. With `sessions`, `arrivals`
+    are those of sessions, `prompt` is what the user adds in a turn, and the rate is still that of requests.
     """
 
     arrivals: Arrivals = PoissonArrivals()
     prompt: Length = LognormalLength(mu=5.99, sigma=0.9, min_tokens=16, max_tokens=4096)
     output: Length = LognormalLength(mu=4.61, sigma=0.7, min_tokens=1, max_tokens=1024)
+    pairs: PairSettings | None = None
+    correlation: Annotated[float, Field(ge=-0.99, le=0.99)] = 0.0
     load: Annotated[float, Field(gt=0, le=10)] | None = None
     rate_per_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
     prediction_sigma: Annotated[float, Field(ge=0, le=5)] = 0.5
@@ -160,11 +107,35 @@ class WorkloadSettings(Settings):
     @classmethod
     def _load_by_default(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("load") is None and data.get("rate_per_s") is None:
-            return {**data, "load": 0.8}
+            arrivals = data.get("arrivals")
+            kind = arrivals.get("kind") if isinstance(arrivals, dict) else getattr(arrivals, "kind", None)
+            if kind != "closed-loop":
+                return {**data, "load": 0.8}
         return data
 
     @model_validator(mode="after")
     def _one_rate(self) -> WorkloadSettings:
         if self.load is not None and self.rate_per_s is not None:
             raise ValueError(f"give load or rate_per_s, not both, got {self.load:g} and {self.rate_per_s:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_together(self) -> WorkloadSettings:
+        if isinstance(self.arrivals, ClosedLoopArrivals):
+            if self.load is not None or self.rate_per_s is not None:
+                raise ValueError("load and rate_per_s mean nothing where users wait for their answers (closed-loop)")
+            if self.sessions is not None or self.clients is not None:
+                raise ValueError("closed-loop arrivals have clients of their own, and no sessions or clients besides")
+        parts = [part.arrivals for part in self.arrivals.parts] if isinstance(self.arrivals, SuperposedArrivals) else []
+        if any(isinstance(process, ClientArrivals) for process in (self.arrivals, *parts)):
+            if self.clients is None or self.sessions is not None:
+                raise ValueError('arrivals of kind "clients" need clients, and no sessions')
+        if self.pairs is not None and (self.correlation != 0 or self.sessions is not None):
+            raise ValueError("pairs have their own correlation and no sessions: leave correlation and sessions out")
+        if self.clients is not None and (self.clients.prompt_sigma > 0 or self.clients.output_sigma > 0):
+            if self.pairs is not None or self.correlation != 0 or self.sessions is not None:
+                raise ValueError("lengths that differ between clients: leave pairs, correlation and sessions out")
+            for name, sigma in (("prompt", self.clients.prompt_sigma), ("output", self.clients.output_sigma)):
+                if sigma > 0 and not isinstance(getattr(self, name), LognormalLength | LognormalMixtureLength):
+                    raise ValueError(f"clients.{name}_sigma needs {name} of kind lognormal or lognormal-mixture")
         return self

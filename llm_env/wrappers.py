@@ -1,4 +1,4 @@
-"""Wrappers for agents of any library. Know the environments' `info` and `scenario`, nothing of the kernel.
+"""Wrappers for agents of any library. Know the environments' `info` and horizons, nothing of the kernel.
 
 A decision here lasts from tens of milliseconds to seconds, so a constant discount per step would value one second
 differently depending on how it is cut. `info["discount"]` is the discount of the step just taken.
@@ -12,11 +12,14 @@ import gymnasium as gym
 import numpy as np
 
 
-def _horizon_s(env: Any, horizon_s: float | None) -> float:
-    found = env.unwrapped.scenario.reward.discount_horizon_s if horizon_s is None else horizon_s
-    if not found > 0:
+def _checked(horizon_s: float | None) -> float | None:
+    if horizon_s is not None and not horizon_s > 0:
         raise ValueError(f"horizon_s: expected above 0, got {horizon_s!r}")
-    return float(found)
+    return horizon_s
+
+
+def _own_horizon_s(env: Any) -> Any:
+    return env.unwrapped.discount_horizon_s
 
 
 class TimeDiscount(gym.Wrapper):
@@ -24,7 +27,7 @@ class TimeDiscount(gym.Wrapper):
 
     Args:
         env: a `llm_env.env.ServingEnv`.
-        horizon_s: H in seconds; the scenario's reward.discount_horizon_s if None.
+        horizon_s: H in seconds; reward.discount_horizon_s of each episode's scenario if None.
 
     Raises:
         ValueError: horizon_s is not above 0.
@@ -34,17 +37,23 @@ class TimeDiscount(gym.Wrapper):
 
     def __init__(self, env: gym.Env, horizon_s: float | None = None) -> None:
         super().__init__(env)
-        self.horizon_s = _horizon_s(env, horizon_s)
+        self._given = _checked(horizon_s)
+
+    @property
+    def horizon_s(self) -> float:
+        """H of the present episode."""
+        return _own_horizon_s(self.env) if self._given is None else self._given
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """A step with its discount in the info."""
+        horizon_s = self.horizon_s
         observation, reward, terminated, truncated, info = self.env.step(action)
         return (
             observation,
             reward,
             terminated,
             truncated,
-            {**info, "discount": float(np.exp(-info["dt_s"] / self.horizon_s))},
+            {**info, "discount": float(np.exp(-info["dt_s"] / horizon_s))},
         )
 
 
@@ -55,7 +64,7 @@ class VectorTimeDiscount(gym.vector.VectorWrapper):
 
     Args:
         env: a `llm_env.vector.ServingVectorEnv`.
-        horizon_s: H in seconds; the scenario's reward.discount_horizon_s if None.
+        horizon_s: H in seconds; reward.discount_horizon_s of each episode's scenario if None.
 
     Raises:
         ValueError: horizon_s is not above 0.
@@ -63,17 +72,23 @@ class VectorTimeDiscount(gym.vector.VectorWrapper):
 
     def __init__(self, env: gym.vector.VectorEnv, horizon_s: float | None = None) -> None:
         super().__init__(env)
-        self.horizon_s = _horizon_s(env, horizon_s)
+        self._given = _checked(horizon_s)
+
+    @property
+    def horizon_s(self) -> Any:
+        """H of the present episodes: one for all if it was given, else (num_envs,) float64."""
+        return _own_horizon_s(self.env) if self._given is None else self._given
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """A step with its discounts in the infos."""
+        horizon_s = self.horizon_s  # before the step: what it ends may begin anew with another scenario
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        infos = self._with_discount(infos)
+        infos = self._with_discount(infos, horizon_s)
         if "final_info" in infos:
-            infos["final_info"] = self._with_discount(infos["final_info"])
+            infos["final_info"] = self._with_discount(infos["final_info"], horizon_s)
         return observations, rewards, terminated, truncated, infos
 
-    def _with_discount(self, infos: dict[str, Any]) -> dict[str, Any]:
+    def _with_discount(self, infos: dict[str, Any], horizon_s: Any) -> dict[str, Any]:
         taken = infos["_dt_s"]
-        discount = np.where(taken, np.exp(-infos["dt_s"] / self.horizon_s), 0.0)
+        discount = np.where(taken, np.exp(-infos["dt_s"] / horizon_s), 0.0)
         return {**infos, "discount": discount, "_discount": taken.copy()}

@@ -36,12 +36,17 @@ class Simulator:
     """One system. `run` lets a policy, any function View -> Decision, decide until it is drained or its horizon.
 
     Args:
-        requests: in order of arrival.
+        requests: in order of arrival; in a closed loop, where they have times of thought, grouped by client, the times
+            of arrival infinite but for the first of each client.
     """
 
     def __init__(self, settings: Settings, requests: Sequence[Request]) -> None:
         self.settings, self.requests = settings, list(requests)
-        self.now_s, self.epoch = 0.0, 0
+        self.closed = bool(requests) and requests[0].think_s >= 0
+        for request in self.requests if self.closed else ():
+            if request.arrival_s >= settings.arrivals_s:
+                request.arrival_s = math.inf
+        self.now_s, self.epoch, self.num_arrived = 0.0, 0, 0
         self.batches: list[Batch] = []
         self.queues = [Queue()]
         free = UNLIMITED_BLOCKS if settings.kv_blocks is None else settings.kv_blocks
@@ -134,12 +139,15 @@ class Simulator:
                 worker.held_until_s = -1.0
 
     def _let_arrive(self) -> bool:
-        arrivals = [r for r in self.requests if r.status == FUTURE and r.arrival_s <= self.now_s]
-        for request in arrivals:
+        before = self.num_arrived
+        while due := [r for r in self.requests if r.status == FUTURE and r.arrival_s <= self.now_s]:
+            request = min(due, key=lambda r: r.arrival_s)  # of equals the first
+            request.index, self.num_arrived = self.num_arrived, self.num_arrived + 1
             most = request.prompt_tokens + request.output_tokens - 1
             blocks = self.settings.kv_blocks
             if blocks is not None and blocks_for(most, self.settings.block_tokens) > blocks:
                 request.status = REJECTED
+                self._think(request)
                 continue
             if self.settings.router != "shared":
                 previous = self.requests[request.previous] if request.previous >= 0 else None
@@ -147,7 +155,16 @@ class Simulator:
             self.clients.arrive(request, [r for queue in self.queues for r in queue.all])
             request.status = WAITING
             self.queue_of(request).waiting.append(request)
-        return bool(arrivals)
+        return self.num_arrived > before
+
+    def _think(self, request: Request) -> None:
+        """Its user, if there is one who waited for it, will ask again."""
+        place = self.requests.index(request) + 1
+        if not self.closed or place == len(self.requests) or self.requests[place].client != request.client:
+            return
+        arrival_s = self.now_s + self.requests[place].think_s
+        if arrival_s < self.settings.arrivals_s:
+            self.requests[place].arrival_s = arrival_s
 
     # ---- batches ---------------------------------------------------------------------------------------------------
     def _carry_out(self, worker: Worker, d: Decision) -> None:
@@ -206,6 +223,7 @@ class Simulator:
             request.finish_s = self.now_s
             worker.running.remove(request)
             self.memory.finish(worker, request)
+            self._think(request)
         elif worker.role == ROLE_PREFILL:
             self.network.line_up(worker, request)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from llm_env.config import (
     MAX_TOKENS,
+    ClosedLoopArrivals,
     Scenario,
     WorkloadSettings,
     read_scenario,
@@ -31,14 +32,37 @@ def table(kind: str, **fields: st.SearchStrategy) -> st.SearchStrategy:
     return st.fixed_dictionaries({"kind": st.just(kind), **fields})
 
 
-arrivals = st.one_of(
+stationary = st.one_of(
     table("poisson"),
     table("gamma", cv=st.floats(0.01, 20)),
+    table("weibull", cv=st.floats(0.01, 20)),
     table("mmpp2", rate_ratio=st.floats(1, 1000), busy_share=st.floats(0.01, 0.99), cycle_s=positive),
+    table("mmpp", rates=st.lists(positive, min_size=3, max_size=3), dwell_s=st.lists(positive, min_size=3, max_size=3)),
+    table("on-off", burst_requests=st.floats(2, 1e5), off_share=st.floats(0.01, 0.99), gap_cv=st.floats(0.01, 20)),
+    table("cox", sigma=st.floats(0, 3), tau_s=positive, cv=st.floats(0.01, 20)),
+)
+one_process = st.one_of(
+    stationary,
+    table("profile", multipliers=st.lists(positive, min_size=1, max_size=24), period_s=positive, base=stationary),
+    table("flash-crowd", multipliers=st.lists(st.floats(1, 1e4), min_size=1, max_size=4), base=stationary),
+)
+arrivals = st.one_of(
+    one_process,
+    shares.flatmap(
+        lambda w: table(
+            "superposition",
+            parts=st.lists(one_process, min_size=len(w), max_size=len(w)).map(
+                lambda kinds: [{"share": share, "arrivals": kind} for share, kind in zip(w, kinds, strict=True)]
+            ),
+        )
+    ),
 )
 lengths = st.one_of(
     table("fixed", tokens=tokens),
     st.builds(dict.__or__, table("lognormal", mu=st.floats(-10, 15), sigma=st.floats(0, 5)), clips),
+    st.builds(dict.__or__, table("uniform"), clips),
+    st.builds(dict.__or__, table("zipf", exponent=st.floats(0, 10)), clips),
+    table("quantiles", tokens=st.lists(tokens, min_size=2, max_size=9).map(sorted)),
     table("geometric", p=st.floats(1e-6, 1), max_tokens=tokens),
     shares.flatmap(
         lambda p: table("choice", tokens=st.lists(tokens, min_size=len(p), max_size=len(p)), probabilities=st.just(p))
@@ -138,6 +162,19 @@ def complaint(data: dict) -> str:
     return str(caught.value)
 
 
+def test_another_kind_comes_without_the_settings_of_the_old_one():
+    bursty = Scenario(workload={"arrivals": {"kind": "mmpp2", "cycle_s": 5.0}})
+    changed = with_changes(bursty, {"workload.arrivals.users": 9, "workload.arrivals.kind": "closed-loop"})
+    assert changed.workload.arrivals == ClosedLoopArrivals(users=9)
+    assert changed.workload.load is None
+    same = with_changes(bursty, {"workload.arrivals.kind": "mmpp2"})
+    assert same == bursty
+
+
+ARRIVALS = (
+    "'poisson', 'gamma', 'weibull', 'mmpp2', 'mmpp', 'on-off', 'cox', 'profile', 'flash-crowd', 'clients',"
+    " 'superposition', 'closed-loop'"
+)
 WRONG = [
     # setting, value, what the one line says after "my.toml: "
     ("system.workers", 0, "system.workers: expected at least 1, got 0"),
@@ -162,11 +199,11 @@ WRONG = [
     ("workload.load", 0, "workload.load: expected above 0, got 0"),
     ("workload.load", 11, "workload.load: expected at most 10, got 11"),
     ("workload.arrivals", "poisson", "workload.arrivals: expected a table of settings, got 'poisson'"),
-    ("workload.arrivals", {"cv": 2.0}, "workload.arrivals.kind: expected one of 'poisson', 'gamma', 'mmpp2', got none"),
+    ("workload.arrivals", {"cv": 2.0}, f"workload.arrivals.kind: expected one of {ARRIVALS}, got none"),
     (
         "workload.arrivals.kind",
         "bursty",
-        "workload.arrivals.kind: expected one of 'poisson', 'gamma', 'mmpp2', got 'bursty'",
+        f"workload.arrivals.kind: expected one of {ARRIVALS}, got 'bursty'",
     ),
     ("workload.arrivals", {"kind": "gamma", "cv": 21.0}, "workload.arrivals.cv: expected at most 20, got 21.0"),
     ("workload.prompt", {"kind": "fixed", "tokens": 0}, "workload.prompt.tokens: expected at least 1, got 0"),
@@ -230,6 +267,16 @@ WRONG = [
     ("slo.classes", [{"share": 0.5}], "slo: the shares of the classes must sum to 1, got 0.5"),
     ("slo.classes", [{"share": 0.5}] * 2, "slo: two classes share one name: ['default', 'default']"),
     ("episode.warmup_s", 120.0, "episode: need warmup_s < arrivals_s <= horizon_s, got 120, 120, 240"),
+    (
+        "workload.arrivals",
+        {"kind": "profile", "multipliers": [1.0], "base": {"kind": "gamma", "cv": 0.0}},
+        "workload.arrivals.base.cv: expected above 0, got 0.0",
+    ),
+    (
+        "workload.arrivals",
+        {"kind": "superposition", "parts": [{"share": 1.0, "arrivals": {"kind": "mmpp2", "cycle_s": 0.0}}]},
+        "workload.arrivals.parts.0.arrivals.cycle_s: expected above 0, got 0.0",
+    ),
     ("reward.discount_horizon_s", 0.0, "reward.discount_horizon_s: expected above 0, got 0.0"),
     ("name", "My Scenario", "name: string should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$', got 'My Scenario'"),
     ("description", 3, "description: expected a valid string, got 3"),

@@ -15,8 +15,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 import llm_env  # noqa: F401  (registers the environments)
 from agents.discount import TimedMaskableRolloutBuffer, TimedRolloutBuffer, timed_advantages
+from llm_env.config import scenario_from_dict
 from llm_env.wrappers import TimeDiscount, VectorTimeDiscount
 
+ONE = {"horizons_s": [10.0], "reward_scales": [1.0]}
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([2, 3])
 
 
@@ -45,7 +47,7 @@ def fill(buffer, env=None, dt_s=None, steps=6, num_envs=2):
     for t in range(steps):
         reward = rng.normal(size=num_envs).astype(np.float32)
         if env is not None:
-            env.dt_s, env.rewards = dt_s[t], reward.copy()
+            env.dt_s, env.rewards, env.scenario_index = dt_s[t], reward.copy(), np.zeros(num_envs, np.int64)
         starts = rng.random(num_envs) < 0.3
         value, log_prob = torch.as_tensor(rng.normal(size=num_envs)), torch.zeros(num_envs)
         buffer.add(np.zeros((num_envs, 3)), np.zeros((num_envs, 2)), reward, starts, value, log_prob)
@@ -59,7 +61,7 @@ def fill(buffer, env=None, dt_s=None, steps=6, num_envs=2):
 def test_equally_long_steps_give_the_advantages_of_sb3(plain, timed):
     gamma, env = float(np.exp(-0.25 / 10.0)), SimpleNamespace()
     theirs = plain(6, OBSERVATIONS, ACTIONS, "cpu", gae_lambda=0.9, gamma=gamma, n_envs=2)
-    ours = timed(6, OBSERVATIONS, ACTIONS, "cpu", gae_lambda=0.9, gamma=1.0, n_envs=2, env=env, horizon_s=10.0)
+    ours = timed(6, OBSERVATIONS, ACTIONS, "cpu", gae_lambda=0.9, gamma=1.0, n_envs=2, env=env, **ONE)
     theirs.compute_returns_and_advantage(*fill(theirs))
     ours.compute_returns_and_advantage(*fill(ours, env, np.full((6, 2), 0.25)))
     assert np.allclose(ours.advantages, theirs.advantages, rtol=0, atol=1e-6)
@@ -67,17 +69,27 @@ def test_equally_long_steps_give_the_advantages_of_sb3(plain, timed):
 
 
 def test_the_value_at_the_horizon_is_discounted_and_not_scaled():
-    env = SimpleNamespace(dt_s=np.array([2.0]), rewards=np.array([3.0], np.float32))
-    buffer = TimedRolloutBuffer(1, OBSERVATIONS, ACTIONS, "cpu", n_envs=1, env=env, horizon_s=4.0, reward_scale=0.1)
+    env = SimpleNamespace(dt_s=np.array([2.0]), rewards=np.array([3.0], np.float32), scenario_index=np.array([0]))
+    of_each = {"horizons_s": [4.0], "reward_scales": [0.1]}
+    buffer = TimedRolloutBuffer(1, OBSERVATIONS, ACTIONS, "cpu", n_envs=1, env=env, **of_each)
     value = 7.0  # what SB3 adds to the reward where a time limit ended the episode
     reward = env.rewards + np.float32(value)
     buffer.add(np.zeros((1, 3)), np.zeros((1, 2)), reward, np.ones(1), torch.zeros(1), torch.zeros(1))
     assert buffer.rewards[0, 0] == pytest.approx(0.3 + np.exp(-0.5) * value, rel=1e-6)
 
 
+def test_every_scenario_has_its_own_horizon_and_scale():
+    env = SimpleNamespace(dt_s=np.full(3, 2.0), rewards=np.full(3, 3.0, np.float32), scenario_index=np.array([1, 0, 1]))
+    of_each = {"horizons_s": [4.0, 10.0], "reward_scales": [0.1, 0.5]}
+    buffer = TimedRolloutBuffer(1, OBSERVATIONS, ACTIONS, "cpu", n_envs=3, env=env, **of_each)
+    buffer.add(np.zeros((3, 3)), np.zeros((3, 2)), env.rewards.copy(), np.ones(3), torch.zeros(3), torch.zeros(3))
+    assert buffer.rewards[0] == pytest.approx([1.5, 0.3, 1.5])
+    assert buffer.discounts[0] == pytest.approx(np.exp([-0.2, -0.5, -0.2]))
+
+
 def test_a_reset_buffer_forgets_its_discounts():
     env = SimpleNamespace()
-    buffer = TimedRolloutBuffer(6, OBSERVATIONS, ACTIONS, "cpu", n_envs=2, env=env, horizon_s=10.0)
+    buffer = TimedRolloutBuffer(6, OBSERVATIONS, ACTIONS, "cpu", n_envs=2, env=env, **ONE)
     fill(buffer, env, np.full((6, 2), 5.0))
     buffer.reset()
     assert (buffer.discounts == 1.0).all()
@@ -98,7 +110,36 @@ def test_the_wrapper_adds_the_discount_of_each_step():
 def test_the_horizon_is_the_scenarios_by_default():
     changes = CHANGES | {"reward.discount_horizon_s": 25.0}
     assert TimeDiscount(gym.make("llm_env/Serving-v0", changes=changes)).horizon_s == 25.0
-    assert VectorTimeDiscount(gym.make_vec("llm_env/Serving-v0", 2, changes=changes)).horizon_s == 25.0
+    assert VectorTimeDiscount(gym.make_vec("llm_env/Serving-v0", 2, changes=changes)).horizon_s.tolist() == [25.0] * 2
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_each_episode_is_discounted_by_the_horizon_of_its_own_scenario(mode):
+    scenarios = [
+        scenario_from_dict(
+            {
+                "name": name,
+                "reward": {"discount_horizon_s": horizon_s},
+                "episode": {"arrivals_s": 3.0, "warmup_s": 0.5, "horizon_s": 4.0},
+            }
+        )
+        for name, horizon_s in (("near", 5.0), ("far", 50.0))
+    ]
+    env = VectorTimeDiscount(gym.make_vec("llm_env/Serving-v0", 4, scenario=scenarios, autoreset_mode=mode))
+    env.reset(seed=0)
+    seen, now = set(), env.horizon_s
+    for _ in range(200):
+        *_, terminated, truncated, infos = env.step(np.array([[4, 2, 2, 1]] * 4))
+        ended, final = terminated | truncated, infos.get("final_info", infos)
+        for found in (infos, final):
+            taken = found["_discount"]
+            assert found["discount"][taken] == pytest.approx(np.exp(-found["dt_s"] / now)[taken])
+        for e in np.flatnonzero(ended):
+            horizon_s = (5.0, 50.0)[int(final["scenario_index"][e])]
+            assert now[e] == horizon_s
+            seen.add(horizon_s)
+        now = env.horizon_s
+    assert seen == {5.0, 50.0}
 
 
 @pytest.mark.parametrize("horizon_s", [0.0, -1.0, float("nan")])

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
-TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{k * 0.5},{100 + k},{2 + k % 5}\n" for k in range(60))
+GAPS = np.random.default_rng(0).standard_exponential(500)
+TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
+    f"{s:.3f},{100 + k % 90},{2 + k % 5}\n" for k, s in enumerate(np.cumsum(GAPS).tolist())
+)
 BATCHES = "tokens,ms\n" + "".join(f"{b},{40 + 0.25 * max(0, b - 50) + b % 3}\n" for b in range(1, 400, 7))
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -83,3 +97,35 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+TRACE_FILES = {
+    "mytrace.csv": TRACE,
+    "mooncake.jsonl": "".join(
+        f'{{"timestamp": {k // 3 * 3000}, "input_length": {50 + k}, "output_length": {1 + k % 4}, "hash_ids": [{k}]}}\n'
+        for k in range(30)
+    ),
+    "timed.jsonl": '{"timestamp": 12.4, "input_length": 42, "output_length": 8, "hash_ids": [981, 4412, 7]}\n',
+    "sessions.csv": "arrival_s,prompt_tokens,output_tokens,session\n"
+    + "".join(f"{k * 20},{100 + 200 * k},5,{k % 10}\n" for k in range(100)),
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "written"),
+    [
+        ("traces.md", ("mooncake.csv", "timed.csv", "half.csv.gz", "ten-minutes.csv")),
+        ("traffic.md", ("results/traffic/summary.json", "plots/burst.svg", "mytraffic.csv.gz")),
+        ("fitting.md", ("mine.toml",)),
+    ],
+)
+def test_commands_of_a_page_on_traffic_work_one_after_the_other(page, written, tmp_path):
+    for name, content in TRACE_FILES.items():
+        (tmp_path / name).write_text(content)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(commands) >= 3
+    for command in commands:
+        run([sys.executable, *shlex.split(command, comments=True)[1:]], tmp_path)
+    for name in written:
+        assert (tmp_path / name).stat().st_size > 0

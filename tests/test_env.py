@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +26,7 @@ from llm_env.workload import draw_workload
 
 IDS = tuple(llm_env.ENVIRONMENTS)
 SHORT = {"episode.arrivals_s": 12.0, "episode.warmup_s": 2.0, "episode.horizon_s": 30.0}
+CLOSED = SHORT | {"workload.arrivals": {"kind": "closed-loop", "users": 15, "think_s": 2.0}}
 RESERVED = {"episode", "final_obs", "final_info", "terminal_observation", "TimeLimit.truncated", "is_success"}
 
 
@@ -33,18 +35,22 @@ def make_single(env_id: str = IDS[0], **kwargs):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-@pytest.mark.parametrize("scenario", ["chat-bursty", "code"])
-def test_gymnasium_finds_nothing_to_complain_about(env_id, scenario):
+@pytest.mark.parametrize(
+    ("scenario", "changes"),
+    [("chat-bursty", SHORT), ("code", SHORT), ("chat", CLOSED), (["chat-bursty", "code", "long-context"], SHORT)],
+)
+def test_gymnasium_finds_nothing_to_complain_about(env_id, scenario, changes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(make_single(env_id, scenario=scenario).unwrapped)
+        check_env(make_single(env_id, scenario=scenario, changes=changes).unwrapped)
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_stable_baselines_finds_nothing_to_complain_about(env_id):
+@pytest.mark.parametrize("scenario", ["chat-bursty", ["chat-bursty", "code", "long-context"]])
+def test_stable_baselines_finds_nothing_to_complain_about(env_id, scenario):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sb3_check_env(make_single(env_id, scenario="chat-bursty").unwrapped)
+        sb3_check_env(make_single(env_id, scenario=scenario, load_range=(0.4, 1.2)).unwrapped)
 
 
 def test_an_id_works_without_importing_the_package_first():
@@ -70,10 +76,19 @@ def random_actions(env, count: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_vector_env_is_n_single_envs_bit_for_bit(env_id):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"scenario": "chat-bursty", "changes": SHORT, "load_range": (0.5, 1.1)},
+        {"scenario": "chat-bursty", "changes": CLOSED},
+        {"scenario": ["chat-bursty", "code"], "changes": SHORT, "load_range": (0.5, 1.1)},
+    ],
+    ids=["open", "closed", "mixed"],
+)
+def test_vector_env_is_n_single_envs_bit_for_bit(env_id, arguments):
     num_envs, steps = 3, 700
-    vector = gym.make_vec(env_id, num_envs=num_envs, scenario="chat-bursty", changes=SHORT, load_range=(0.5, 1.1))
-    singles = [make_single(env_id, scenario="chat-bursty", load_range=(0.5, 1.1)) for _ in range(num_envs)]
+    vector = gym.make_vec(env_id, num_envs=num_envs, **arguments)
+    singles = [make_single(env_id, **arguments) for _ in range(num_envs)]
     observations, _ = vector.reset(seed=70)
     for e, env in enumerate(singles):
         assert observations[e].tobytes() == env.reset(seed=70 + e)[0].tobytes()
@@ -135,11 +150,11 @@ def test_disabled_autoreset_waits_for_a_reset():
     env.step(action)
 
 
-@pytest.mark.parametrize("scenario", ["chat-bursty", "long-context"])
-def test_env_is_the_rollout_bit_for_bit(scenario):
+@pytest.mark.parametrize(("scenario", "changes"), [("chat-bursty", SHORT), ("long-context", SHORT), ("chat", CLOSED)])
+def test_env_is_the_rollout_bit_for_bit(scenario, changes):
     """The same random levels, once as actions and once as a policy that reads them from a table."""
     settings = load_scenario(scenario)
-    env = ServingEnv(settings, changes=SHORT)
+    env = ServingEnv(settings, changes=changes)
     env.reset(seed=11)
     levels = np.random.default_rng(0).integers(0, NVEC, (6000, 4))
     steps, total = 0, 0.0
@@ -246,6 +261,61 @@ def test_an_episode_without_requests_ends_at_once():
     assert (reward, terminated, truncated, info["num_requests"]) == (0.0, True, False, 0.0)
 
 
+@pytest.fixture
+def bursts(tmp_path) -> Path:
+    """A trace with bursts of 3 s every 40 s: of windows of 12 s most hold no request."""
+    path = tmp_path / "bursts.csv"
+    rows = [f"{40 * burst + k / 4},{100 + k},{1 + k % 3}" for burst in range(30) for k in range(12)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("scenario", ["chat", ["chat", "code"]])
+def test_windows_without_requests_break_the_vector_form(env_id, mode, scenario, bursts):
+    """Each step is compared with single environments, which end an empty episode with their first step."""
+    arguments = {"scenario": scenario, "changes": SHORT, "trace": bursts}
+    vector = gym.make_vec(env_id, num_envs=4, autoreset_mode=mode.value, **arguments)
+    singles = [make_single(env_id, **arguments) for _ in range(4)]
+    observations, _ = vector.reset(seed=5)
+    for e, env in enumerate(singles):
+        assert env.reset(seed=5 + e)[0].tobytes() == observations[e].tobytes()
+    empty, full, ended = 0, 0, np.zeros(4, bool)
+    for action in random_actions(vector, 150, 5):
+        observations, rewards, terminated, truncated, infos = vector.step(action)
+        assert np.isfinite(observations).all()
+        for e, env in enumerate(singles):
+            if ended[e]:  # NEXT_STEP: this was the step that resets
+                assert env.reset()[0].tobytes() == observations[e].tobytes()
+                ended[e] = False
+                continue
+            observation, reward, done, cut, info = env.step(action[e])
+            assert (reward, done, cut) == (rewards[e], terminated[e], truncated[e])
+            if not done and not cut:
+                assert observation.tobytes() == observations[e].tobytes()
+                continue
+            final = infos["final_info"] if mode == AutoresetMode.SAME_STEP else infos
+            assert final["num_requests"][e] == info["num_requests"]
+            assert final["_slo_attainment"][e] == ("slo_attainment" in info)
+            assert all(value == value for value in info.values())
+            none = env.unwrapped._systems.state(0).system["num_requests"][0] == 0
+            empty, full = empty + none, full + (not none)
+            if none:
+                assert (reward, done, info["num_requests"], info["dt_s"]) == (0.0, True, 0.0, 0.0)
+            if mode == AutoresetMode.SAME_STEP:
+                assert infos["final_obs"][e].tobytes() == observation.tobytes()
+                assert env.reset()[0].tobytes() == observations[e].tobytes()
+            ended[e] = mode == AutoresetMode.NEXT_STEP
+        over = terminated | truncated
+        if mode == AutoresetMode.DISABLED and over.any():
+            observations, _ = vector.reset(options={"reset_mask": over})
+            for e in np.flatnonzero(over):
+                assert singles[e].reset()[0].tobytes() == observations[e].tobytes()
+    assert empty > 20
+    assert full > 2
+
+
 @pytest.mark.parametrize("action", [[8, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 5], [0, 0, 0], [0.5, 0, 0, 0]], ids=str)
 def test_an_action_outside_the_space_is_refused(action):
     env = ServingEnv("chat", changes=SHORT)
@@ -263,6 +333,8 @@ def test_an_action_outside_the_space_is_refused(action):
         ({"changes": {"workload.lod": 1.0}}, "workload.lod"),
         ({"load_range": (1.0, 0.5)}, "load_range"),
         ({"trace": "missing.csv"}, "missing.csv"),
+        ({"trace_part": (0.0, 0.5)}, "trace_part: only for a trace"),
+        ({"scenario": ["chat", "chat"]}, "two of them are called"),
     ],
 )
 def test_a_wrong_argument_is_named(kwargs, words):
@@ -303,6 +375,21 @@ def test_a_trace_gives_episodes_of_real_arrivals(tmp_path):
     assert len(requests) == 30  # 12 s of it
     assert np.diff(requests["arrival_s"]) == pytest.approx(0.4)
     assert (np.diff(requests["prompt_tokens"]) == 1).all()
+
+
+def test_windows_of_a_part_of_a_trace_leave_it(tmp_path):
+    path = tmp_path / "trace.csv"
+    rows = [f"{k * 0.4},{100 + k},{5 + k % 7}" for k in range(200)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    for part, low, high in (((0, 0.7), 100, 239), ((0.7, 1), 240, 299)):  # 0.7 of 79.6 s is the 139.3rd gap
+        env = ServingEnv(["chat", "code"], trace=path, trace_part=part, changes=SHORT, load_range=(0.05, 0.2))
+        seen = []
+        for seed in range(30):
+            env.reset(seed=seed)
+            state = env._systems.state(0)
+            seen += state.requests["prompt_tokens"][: state.system["num_requests"][0]].tolist()
+        assert min(seen) >= low
+        assert max(seen) <= high
 
 
 def test_feature_names_and_docs_agree_with_the_observation():

@@ -7,8 +7,8 @@ import gzip
 import numpy as np
 import pytest
 
-from llm_env.errors import InputOutputError
-from llm_env.files import staged_folder, write_csv
+from llm_env.errors import InputOutputError, UserError
+from llm_env.files import staged_file, staged_folder, write_csv
 
 
 def test_files_appear_when_the_work_is_done(tmp_path):
@@ -57,3 +57,58 @@ def test_csv_keeps_every_digit_and_has_no_time_stamp(tmp_path):
     first, second = ((tmp_path / name).read_bytes() for name in ("a.csv.gz", "b.csv.gz"))
     assert first == second
     assert gzip.decompress(first).decode() == "x,y,z\n0.30000000000000004,1,a\n,-2,b\n"
+
+
+def test_a_file_is_there_before_it_is_whole_or_has_another_name(tmp_path):
+    path = tmp_path / "new" / "a.csv.gz"
+    with staged_file(path) as staged:
+        assert staged.name == path.name
+        assert staged.parent.parent == path.parent
+        staged.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert [file.name for file in path.parent.iterdir()] == ["a.csv.gz"]
+
+
+def test_a_file_is_replaced_unasked(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with pytest.raises(UserError, match="exists already; --overwrite replaces it"), staged_file(path):
+        pytest.fail("the work must not begin")
+    with staged_file(path, overwrite=True) as staged:
+        staged.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_that_somebody_else_made_meanwhile_is_replaced(tmp_path):
+    path = tmp_path / "a.csv"
+
+    def write() -> None:
+        with staged_file(path) as staged:
+            staged.write_text("mine")
+            path.write_text("theirs")
+
+    with pytest.raises(UserError, match="exists already"):
+        write()
+    assert path.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_file_without_a_name_is_a_bug(name):
+    with pytest.raises(InputOutputError, match="is no name of a file"), staged_file(name):
+        pytest.fail("the work must not begin")
+
+
+def test_a_folder_is_replaced_by_a_file(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with (
+        pytest.raises(InputOutputError, match="is a folder"),
+        staged_file(tmp_path / "a.csv", overwrite=True) as staged,
+    ):
+        staged.write_text("new")
+
+
+def test_progress_does_not_end_at_the_last_row(tmp_path):
+    done: list[int] = []
+    write_csv(tmp_path / "a.csv", {"x": np.arange(250_000)}, done.append)
+    assert done == [100_000, 200_000, 250_000]

@@ -322,6 +322,7 @@ def test_predictions_err_otherwise_than_said(sigma):
     requests = draw_workload(scenario, 3)
     error, n = error_of_prediction(requests), requests.size
     assert error.mean() == pytest.approx(0.0, abs=5 * sigma / np.sqrt(n))
+    assert np.median(error) == pytest.approx(0.0, abs=5 * sigma * np.sqrt(np.pi / 2 / n))
     assert error.std() == pytest.approx(sigma, abs=5 * sigma / np.sqrt(2 * n))
     for field in ("prompt_tokens", "output_tokens", "arrival_s"):
         correlation = np.corrcoef(error, np.log1p(requests[field]))[0, 1]
@@ -376,6 +377,9 @@ def test_rank_correlation_of_the_shipped_scenarios_is_not_as_documented():
         ({"kind": "geometric", "p": 0.01, "max_tokens": 900}, 900),
         ({"kind": "lognormal", "mu": 4.0, "sigma": 0.5, "max_tokens": 300}, 300),
         ({"kind": "lognormal-mixture", "w": [1.0], "mu": [4.0], "sigma": [0.5], "max_tokens": 301}, 301),
+        ({"kind": "uniform", "max_tokens": 40}, 40),
+        ({"kind": "quantiles", "tokens": [5, 5, 90]}, 90),
+        ({"kind": "zipf", "max_tokens": 200}, 200),
     ],
 )
 def test_clients_do_not_allow_the_longest_output_by_default(output, declared):

@@ -14,27 +14,45 @@ from llm_env.config import Scenario, scenario_to_toml
 from llm_env.errors import InputOutputError, UserError
 from llm_env.scenarios import load_scenario, parse_changes, preset_names, scenario_names, service_from_text
 from llm_env.workload import capacity_requests_per_s, draw_workload, mean_length
+from llm_env.workload.lengths import largest_length
 
 NAMES = ("chat", "chat-bursty", "code", "long-context")
+FITTED = (  # more of them in test_fitted_scenarios.py
+    "agentic",
+    "chat-azure",
+    "chat-short",
+    "code-azure",
+    "diurnal",
+    "flash-crowd",
+    "long-context-sessions",
+    "multi-tenant",
+    "reasoning",
+    "summarisation",
+)
 each = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize("name", NAMES + FITTED)
 
 
 def test_a_shipped_scenario_is_missing():
-    assert scenario_names() == NAMES
+    assert scenario_names() == tuple(sorted(NAMES + FITTED))
 
 
-@each
+@every
 def test_a_scenario_has_another_name_or_no_source(name):
     scenario = load_scenario(name)
     assert scenario.name == name
     assert len(scenario.description) > 80
-    assert any(licence in scenario.source for licence in ("CC-BY-4.0", "Apache-2.0"))
+    assert any(licence in scenario.source for licence in ("CC-BY-4.0", "Apache-2.0", "MIT"))
 
 
-@each
+@every
 def test_the_longest_request_never_fits_in_memory(name):
     scenario = load_scenario(name)
-    longest = scenario.workload.prompt.max_tokens + scenario.workload.output.max_tokens
+    workload = scenario.workload
+    longest = largest_length(workload.prompt) + largest_length(workload.output)
+    if workload.sessions is not None and workload.sessions.first_prompt is not None:
+        first = largest_length(workload.sessions.first_prompt) + largest_length(workload.output)
+        longest = max(first, workload.sessions.max_context_tokens)
     assert longest <= scenario.system.kv.blocks * scenario.system.kv.block_tokens
 
 
@@ -47,7 +65,12 @@ def test_an_episode_is_nearly_empty_or_endless(name):
 
 @pytest.mark.parametrize(
     ("name", "trace", "tolerance"),
-    [("chat", "azure2023_conv", 0.03), ("code", "azure2023_code", 0.06)],
+    [
+        ("chat", "azure2023_conv", 0.03),
+        ("code", "azure2023_code", 0.06),
+        ("chat-azure", "azure2023_conv", 0.02),
+        ("code-azure", "azure2023_code", 0.05),
+    ],
 )
 def test_mean_lengths_are_far_from_the_trace_they_come_from(shared, name, trace, tolerance):
     path = shared / "traces" / "public" / f"{trace}.csv.gz"
@@ -91,7 +114,7 @@ def test_an_unknown_name_gets_no_hint(wrong, hint):
     with pytest.raises(UserError) as caught:
         load_scenario(wrong)
     assert f'did you mean "{hint}"?' in str(caught.value)
-    assert ", ".join(NAMES) in str(caught.value)
+    assert ", ".join(scenario_names()) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "..", "zzz", "chat\0", "."])

@@ -21,10 +21,10 @@ from llm_env.config import (
 from llm_env.errors import UserError
 from llm_env.scenarios import load_scenario
 from llm_env.workload import (
+    Windows,
     blank_requests,
     capacity_requests_per_s,
     capacity_tokens_per_s,
-    cut_window,
     draw_lengths,
     draw_workload,
     link_turns,
@@ -33,6 +33,7 @@ from llm_env.workload import (
     mean_work,
     streams,
 )
+from llm_env.workload.generate import draw_traffic
 from llm_env.workload.sessions import HISTORY, _turns_of
 from llm_env.workload_settings import SessionSettings
 
@@ -286,9 +287,9 @@ def test_nobody_to_link_fails():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_window_links_turns_to_places_in_the_whole(seed):
-    whole = draw_workload(long_episode(mean_turns=4.0, think_s=30.0), 0)[:20_000]
+    whole = draw_traffic(long_episode(mean_turns=4.0, think_s=30.0), 0).take(slice(20_000))
     scenario = with_changes(Scenario(), {"workload.prediction_sigma": 0.3})
-    window = cut_window(whole, scenario, seed)
+    window = Windows(whole, scenario).cut(seed)
     assert 500 < window.size < 2000
     later = np.flatnonzero(window["previous"] >= 0)
     before = window[window["previous"][later]]

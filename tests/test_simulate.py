@@ -219,3 +219,10 @@ def test_simulate_changes_its_input(tmp_path):
     before = requests.tobytes()
     simulate(Scenario(), requests, "sarathi")
     assert requests.tobytes() == before
+
+
+def test_requests_of_a_trace_that_are_not_run_go_unsaid(tmp_path, capsys):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,3\n1,10,0\n")
+    assert main(["simulate", "--trace", str(trace), "--policy", "fcfs"]) == 0
+    assert capsys.readouterr().err == f"{trace}: dropped 1 request: without output\n"

@@ -201,6 +201,8 @@ def test_a_bound_of_a_noisy_system_is_made_up(tmp_path, capsys):
         (["--agents", "no/such/run"], 2, "no/such/run"),
         (["--trace", "no-such.csv", "--baselines", "sarathi"], 3, "no-such.csv"),
         (["--processes", "0"], 2, "processes"),
+        (["--trace-part", "0", "0.5"], 2, "trace_part: only for a trace"),
+        (["--trace", "x.csv", "--trace-part", "0.5", "0.5"], 2, "trace_part: expected"),
     ],
 )
 def test_a_mistake_is_one_clear_error_and_leaves_nothing(arguments, code, words, tmp_path, capsys):
@@ -242,6 +244,31 @@ def test_results_on_a_trace_do_not_depend_on_when_its_log_began(short, tmp_path)
         assert run("--scenario", short, "--trace", trace, "--baselines", "sarathi:slo", "--out", str(out)) == 0
         cells.append((out / "cells.csv").read_bytes())
     assert cells[0] == cells[1]
+
+
+def test_parts_of_a_trace_have_requests_in_common_or_lose_some(short, tmp_path):
+    trace, rows = write_trace(tmp_path / "day.csv", 8.0), []
+    for part in (("0", "0.7"), ("0.7", "1")):
+        out = tmp_path / part[0]
+        arguments = ("--scenario", short, "--trace", trace, "--baselines", "sarathi:slo", "--out", str(out))
+        assert run(*arguments, "--trace-part", *part) == 0
+        assert json.loads((out / "results.json").read_text())["arguments"]["trace_part"] == [float(x) for x in part]
+        with gzip.open(out / "requests.csv.gz", "rt") as file:
+            rows.append([int(row["request"]) for row in csv.DictReader(file)])
+    assert rows[0] + rows[1] == list(range(300))
+    assert min(map(len, rows)) > 60
+
+
+def test_long_silences_make_empty_blocks(short, tmp_path):
+    """Blocks are of equally many requests, so a silence of any length lies between two of them or within one."""
+    lines = [f"{k * 0.25 + 1000 * (k // 50)},200,5" for k in range(400)]
+    trace = tmp_path / "silent.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]) + "\n")
+    out = tmp_path / "out"
+    assert run("--scenario", short, "--trace", str(trace), "--baselines", "sarathi:slo", "--out", str(out)) == 0
+    row = json.loads((out / "results.json").read_text())["rows"][0]
+    assert (row["replications"], row["num_requests"]) == (20, 400)
+    assert row["slo_attainment_p99_ci95"] is not None
 
 
 def test_a_seed_without_requests_is_left_out_for_all_and_named(short, tmp_path, capsys):

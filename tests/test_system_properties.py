@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from numba import config
 from toy import batch_of, check_all
-from twin_cases import cache_cases, disaggregated_cases, memory_cases, mixed_cases, parallel_cases
+from twin_cases import cache_cases, closed_cases, disaggregated_cases, memory_cases, mixed_cases, parallel_cases
 from twin_compare import Case, decisions_of, rows_of, scenario_of, settings_of
 
 from llm_env.build import load, new_states, single
@@ -69,7 +69,8 @@ def checked_run(case: Case) -> State:
 
 
 def check_the_end(state: State) -> None:
-    r, s = state.requests, state.system[0]
+    s = state.system[0]
+    r = state.requests[: s["num_requests"]]
     if s["phase"] != DRAINED:
         return
     assert np.isin(r["status"], (FINISHED, REJECTED)).all()
@@ -110,4 +111,10 @@ def test_helpers(case):
 @few
 @given(mixed_cases)
 def test_everything_at_once(case):
+    checked_run(case)
+
+
+@few
+@given(closed_cases)
+def test_closed_loops(case):
     checked_run(case)

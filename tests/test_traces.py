@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llm_env.config import SLOClass, SLOSettings, WorkloadSettings
 from llm_env.errors import InputOutputError, UserError
-from llm_env.workload import read_trace
+from llm_env.workload import ReadOptions, read_trace, read_traffic
+from llm_env.workload.trace_formats import HEADERS
 
 HEADER = "arrival_s,prompt_tokens,output_tokens"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -148,6 +149,34 @@ def test_predictions_of_a_trace_are_not_drawn_from_the_seed(write):
     np.testing.assert_array_equal(perfect["predicted_tokens"], perfect["output_tokens"])
 
 
+def test_rows_without_output_are_kept_or_lose_their_count(write):
+    path = write(f"{HEADER}\n0,1,1\n1,0,0\n2,2,0\n3,4,5\n")
+    traffic, report = read_traffic(path)
+    assert traffic.prompt_tokens.tolist() == [1, 4]
+    assert report.rows == 4
+    assert report.dropped == {"without output": 2}
+    assert read_trace(path)["row"].tolist() == [0, 3]
+    strict = problem(path, options=ReadOptions(zero_output="error"))
+    assert strict == "\n".join(
+        [
+            f'T:3:2: prompt_tokens: {COUNT} "0"',
+            f'T:3:3: output_tokens: {COUNT} "0"',
+            f'T:4:3: output_tokens: {COUNT} "0"',
+        ]
+    )
+
+
+def test_columns_take_more_memory_than_they_need(write):
+    traffic, _ = read_traffic(write(f"{HEADER},client,session\n0,1,1,2,3\n"))
+    assert [column.dtype.str for column in traffic] == ["<f8", "<i4", "<i4", "<i4", "<i4"]
+
+
+def test_numbers_of_clients_overflow(write):
+    traffic, report = read_traffic(write(f"{HEADER},client\n0,1,1,99999999999\n1,1,1,\n2,1,1,7\n"))
+    assert traffic.client.tolist() == [1, -1, 0]
+    assert report.notes == ("column client: numbers above 2147483647, so they are numbered anew in their order",)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "prompt_mean"),
     [
@@ -173,10 +202,12 @@ def test_public_traces_are_refused_or_misread(shared, name, rows, prompt_mean):
 
 # ---- bad content ---------------------------------------------------------------------------------------------------
 COUNT = "expected an integer from 1 to 1048576, got"
+OUTPUT = "expected an integer from 0 to 1048576, got"
 TIME = "expected a finite number of seconds of at least 0, got"
 BAD_ROWS = {
     "negative": ("0,-5,1", f'T:3:2: prompt_tokens: {COUNT} "-5"'),
-    "zero": ("0,1,0", f'T:3:3: output_tokens: {COUNT} "0"'),
+    "zero": ("0,0,1", f'T:3:2: prompt_tokens: {COUNT} "0"'),
+    "negative output": ("0,1,-1", f'T:3:3: output_tokens: {OUTPUT} "-1"'),
     "above the limit": ("0,1048577,1", f'T:3:2: prompt_tokens: {COUNT} "1048577"'),
     "above int64": ("0,99999999999999999999,1", f'T:3:2: prompt_tokens: {COUNT} "99999999999999999999"'),
     "fraction": ("0,10.5,1", f'T:3:2: prompt_tokens: {COUNT} "10.5"'),
@@ -216,12 +247,12 @@ def test_a_bad_row_has_no_exact_place(write, row, message, compress):
 
 
 BAD_FILES = {
-    "empty": ("", f"T:1:1: empty file: expected the header {HEADER} or {AZURE}"),
+    "empty": ("", f"T:1:1: empty file: expected the header {HEADERS}"),
     "only a BOM": (b"\xef\xbb\xbf", "T:1:1: empty file"),
-    "only a carriage return": ("\r", f'T:1:1: header: expected {HEADER} or {AZURE}, got ""'),
+    "only a carriage return": ("\r", f'T:1:1: header: expected {HEADERS}, got ""'),
     "header only": (f"{HEADER}\n", "T:2:1: no requests after the header"),
     "header without newline": (HEADER, "T:2:1: no requests after the header"),
-    "no header": ("0,1,1\n", f'T:1:1: header: expected {HEADER} or {AZURE}, got "0,1,1"'),
+    "no header": ("0,1,1\n", f'T:1:1: header: expected {HEADERS}, got "0,1,1"'),
     "blank first line": (f"\n{HEADER}\n0,1,1\n", "T:1:1: header: expected"),
     "blank last line": (f"{HEADER}\n0,1,1\n\n", "T:3:1: blank line"),
     "missing column": ("arrival_s,prompt_tokens\n0,1\n", "T:1:3: output_tokens: column missing"),
@@ -236,7 +267,10 @@ BAD_FILES = {
     "not UTF-8": (HEADER.encode() + b"\n0,\xff,1\n", "T:2:2: not UTF-8 text (byte 0xff)"),
     "UTF-16": (HEADER.encode("utf-16"), "T:1:1: a NUL byte: this is not a text file"),
     "old Mac line ends": (f"{HEADER}\r0,1,1\r", "T:1:3: unknown column"),
-    "Azure row without output": (f"{AZURE}\r\n{STAMP},5,0", f'T:2:3: GeneratedTokens: {COUNT} "0"'),
+    "nothing but rows without output": (
+        f"{AZURE}\r\n{STAMP},5,0",
+        "T: no request is left of 1 (1 dropped: without output)",
+    ),
     "Azure time in seconds": (
         f"{AZURE}\n0.5,5,1",
         "T:2:1: TIMESTAMP: expected a time like 2023-11-16 18:15:46.6805900",
@@ -271,6 +305,19 @@ def test_scaled_times_overflow_silently(write):
     assert "overflow" in problem(write(f"{HEADER}\n1e300,1,1\n"), time_scale=1e300)
 
 
+def test_the_time_scale_is_applied_twice(write):
+    path = write(f"{HEADER}\n1,1,1\n")
+    assert read_trace(path, options=ReadOptions(time_scale=2.0))["arrival_s"].tolist() == [2.0]
+    assert problem(path, time_scale=2.0, options=ReadOptions(time_scale=2.0)).startswith("time_scale: given twice")
+
+
+def test_more_requests_than_memory_holds_become_records(write, monkeypatch):
+    monkeypatch.setattr("llm_env.workload.traces.MAX_REQUESTS", 2)
+    path = write(f"{HEADER}\n" + "0,1,1\n" * 3)
+    assert problem(path).startswith("T: 3 requests are too many for a run, at most 2 are possible")
+    assert read_traffic(path)[0].size == 3
+
+
 def test_a_bad_seed_is_used(write):
     assert problem(write(f"{HEADER}\n0,1,1\n"), seed=-1).startswith("seed: ")
 
@@ -290,8 +337,8 @@ def test_damaged_gzip_is_a_bug_or_half_read(write):
 
 
 def test_a_file_that_expands_without_end_fills_the_memory(write, monkeypatch):
-    monkeypatch.setattr("llm_env.workload.traces.MAX_BYTES", 1 << 20)
-    assert "larger than 1 MiB" in problem(write(gzip.compress(b"0" * (2 << 20))))
+    monkeypatch.setattr("llm_env.workload.trace_text.MAX_BYTES", 1 << 20)
+    assert "larger than 1 MiB" in problem(write(gzip.compress(HEADER.encode() + b"\n" + b"0,1,1\n" * (1 << 18))))
     monkeypatch.setattr("llm_env.workload.traces.MAX_ROWS", 10)
     assert "more than 10 rows" in problem(write(HEADER + "\n" + "0,1,1\n" * 11))
 

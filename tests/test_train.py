@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import agents
 from agents.export import WEIGHTS
 from agents.ppo import PPOSettings, make_ppo
-from agents.training import first_episode_seed, main
+from agents.training import Arguments, _traffic, first_episode_seed, main
 from agents.vec_env import ServingVecEnv
 from llm_env.config import read_scenario, scenario_from_dict, scenario_to_toml
+from llm_env.evaluation import main as evaluate
 from llm_env.systems import NUM_TRAINING_SEEDS
 from tests.conftest import ROOT
 
@@ -101,6 +103,115 @@ def test_it_learns_from_a_trace(tmp_path, scenario):
     assert train(scenario, tmp_path / "at-loads", "--trace", str(trace), "--load-range", "0.5", "0.9") == 0
 
 
+def test_windows_of_a_trace_are_learned_and_validated_in_different_parts(tmp_path):
+    rows = [f"{k * 0.5},{k + 1},5" for k in range(400)]  # prompts tell requests apart
+    trace = tmp_path / "day.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    for part, cut, end in (((0.0, 1.0), 320, 400), ((0.0, 0.5), 160, 200)):
+        learned, validated = _traffic(Arguments(trace=str(trace), trace_part=part))
+        assert learned is not None
+        assert validated is not None
+        assert learned.prompt_tokens.tolist() == list(range(1, cut + 1))
+        assert validated.prompt_tokens.tolist() == list(range(cut + 1, end + 1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "more", "said"),
+    [
+        (12.0, (), [("validation", "0.8 to 1", 2.4, "s, ")]),
+        (4.5, (), [("learning", "0 to 0.8", 3.6, "s, "), ("validation", "0.8 to 1", 0.9, "s, ")]),
+        (25.0, (), []),
+        (25.0, ("--trace-part", "0", "0.5"), [("validation", "0.4 to 0.5", 2.5, "s, ")]),
+        (12.0, ("--load-range", "0.1", "1"), [("validation", "0.8 to 1", None, "s at load 1, ")]),
+        (
+            12.0,
+            ("--load-range", "5", "9"),
+            [("learning", "0 to 0.8", None, "9, "), ("validation", "0.8 to 1", None, "1, ")],
+        ),
+    ],
+)
+def test_a_part_that_is_no_longer_than_an_episode_is_not_remarked(tmp_path, scenario, capsys, seconds, more, said):
+    """A request each hundredth of the trace, so a part is up to two gaps shorter than its share of the time."""
+    rows = [f"{k * seconds / 100},500,20" for k in range(101)]
+    trace = tmp_path / "day.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    assert train(scenario, tmp_path / "run", "--trace", str(trace), *more) == 0
+    remarks = [line for line in capsys.readouterr().err.splitlines() if "same arrivals" in line]
+    assert len(remarks) == len(said)
+    for remark, (use, part, lasts_s, after) in zip(remarks, said, strict=True):
+        for words in (
+            use,
+            f"the part {part} of",
+            after,
+            "tiny has episode.arrivals_s = 4:",
+            "--change episode.arrivals_s=",
+        ):
+            assert words in remark
+        if lasts_s is not None:
+            found_s = float(remark.split(" lasts ")[1].split()[0])
+            assert lasts_s - seconds / 50 < found_s <= lasts_s + 1e-9
+
+
+def test_silences_of_a_trace_stop_the_learning_or_count_in_its_means(tmp_path, scenario):
+    """Bursts of 2 s every 20 s under episodes of 4 s: most have no request, those of validation among them."""
+    rows = [f"{20 * burst + k / 10},300,{5 + k}" for burst in range(40) for k in range(20)]
+    trace = tmp_path / "day.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    run = tmp_path / "run"
+    assert train(scenario, run, "--trace", str(trace), "--validation-seeds", "8") == 0
+    scalars = EventAccumulator(str(run / "tb")).Reload()
+    empty = [event.value for event in scalars.Scalars("serve/num_requests")]
+    assert 0 < min(empty) < 10
+    for name in ("serve/slo_attainment", "validation/slo_attainment", "serve/ttft_p99_s", "validation/ttft_p99_s"):
+        values = [event.value for event in scalars.Scalars(name)]
+        assert values
+        assert np.isfinite(values).all()
+    assert np.mean([event.value for event in scalars.Scalars("validation/slo_attainment")]) > 0.3
+
+
+OTHER = {
+    "name": "other",
+    "system": {"workers": 2, "max_running": 16},
+    "episode": {"arrivals_s": 3.0, "warmup_s": 0.5, "horizon_s": 5.0},
+    "reward": {"first_token": 0.5, "token": 0.1},
+}
+
+
+def test_a_run_on_several_scenarios_keeps_all_of_them(tmp_path, scenario, capsys):
+    other = tmp_path / "other.toml"
+    other.write_text(scenario_to_toml(scenario_from_dict(OTHER)))
+    run = tmp_path / "run"
+    longer = ("--timesteps", "2048", "--num-steps", "64")  # or no episode ends
+    assert train(scenario, run, "--scenario", scenario, str(other), "--load-range", "0.4", "1.2", *longer) == 0
+    assert not (run / "scenario.toml").exists()
+    for settings in (TINY, OTHER):
+        assert read_scenario(run / "scenarios" / f"{settings['name']}.toml") == scenario_from_dict(settings)
+    scalars = set(EventAccumulator(str(run / "tb")).Reload().Tags()["scalars"])
+    for name in ("tiny", "other"):
+        assert {f"validation/slo_attainment_{name}_load_{load}" for load in ("0.6", "0.8", "1")} <= scalars
+        assert f"serve/slo_attainment_{name}" in scalars
+    assert agents.load(run).about["scenario"] == "tiny+other"
+    compare = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compare: ")]
+    assert len(compare) == 2
+    command = shlex.split(compare[1].removeprefix("compare: python evaluate.py "))
+    quick = ("--seeds", "2", "--baselines", "fcfs", "--processes", "1", "--out", str(tmp_path / "results"))
+    assert evaluate([*command, *quick]) == 0
+    rows = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
+    assert [row["is_agent"] for row in rows] == [True, False] * 3
+    assert train(scenario, run, "--overwrite") == 0
+    assert not (run / "scenarios").exists()
+
+
+def test_it_learns_from_users_who_wait_for_their_answers(tmp_path, scenario, capsys):
+    closed = ("--change", "workload.arrivals.kind=closed-loop", "workload.arrivals.think_s=1.0")
+    assert train(scenario, tmp_path / "run", *closed) == 0
+    assert "--loads" not in capsys.readouterr().out
+    assert agents.load(tmp_path / "run").about["timesteps"] > 0
+    assert train(scenario, tmp_path / "no", *closed, "--load-range", "0.5", "0.9") == 2
+    assert "workload.arrivals.kind is closed-loop" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()
+
+
 # ---- how it ends ---------------------------------------------------------------------------------------------------
 def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path, scenario, capsys):
     assert train(scenario, tmp_path / "run") == 0
@@ -126,8 +237,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, scenario, capsys):
         (("--scenario", "chatt"), 2, "chatt"),
         (("--trace", "/nowhere/day.csv"), 3, "day.csv"),
         (("--timesteps", "0"), 2, "timesteps: expected 1 to"),
-        (("--load-range", "0.9", "0.5"), 2, "load-range"),
+        (("--load-range", "0.9", "0.5"), 2, "load_range: expected"),
         (("--time-scale", "-1"), 2, "time-scale"),
+        (("--trace-part", "0.7", "0.5"), 2, "trace_part: expected"),
+        (("--trace-part", "0", "0.5"), 2, "trace_part: only for a trace"),
+        (("--scenario", "chat", "chat"), 2, 'two of them are called "chat"'),
         (("--learning-rate", "7"), 2, "learning-rate: expected 0 to 1, got 7"),
         (("--hidden", "0"), 2, "hidden"),
         (("--horizon-s", "0"), 2, "horizon-s"),

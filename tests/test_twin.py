@@ -137,6 +137,12 @@ def test_everything_at_once(case):
     check(case)
 
 
+@many(400)
+@given(twin_cases.closed_cases)
+def test_closed_loops(case):
+    check(case)
+
+
 @pytest.mark.parametrize("name", sorted(POLICIES))
 @pytest.mark.parametrize("blocks", [None, 40])
 def test_compiled_policies(name, blocks):

@@ -12,7 +12,7 @@ from llm_env.build import load, new_states, single
 from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, FINISHED, FUTURE, MOVING, NOBODY, REJECTED, RUNNING, SWAPPED, UNDER_WAY, WAITING
-from llm_env.queue import tree_next
+from llm_env.queue import member_request, tree_next
 from llm_env.records import (
     SET_ARRIVAL,
     SET_DEADLINE,
@@ -83,6 +83,17 @@ def toy_requests(
         requests[name] = column
     requests["ttft_target_s"] = scenario.slo.classes[0].ttft_ms / 1e3 if ttft_s is None else ttft_s
     requests["tbt_target_s"] = scenario.slo.classes[0].tbt_ms / 1e3
+    return requests
+
+
+def toy_script(
+    users: Sequence[Sequence[tuple[float, int, int]]], scenario: Scenario, ttft_s: Sequence[float] | None = None
+) -> np.ndarray:
+    """The script of a closed loop: for each user (think_s, prompt_tokens, output_tokens) of each request."""
+    requests = toy_requests([row for rows in users for row in rows], scenario, ttft_s)
+    requests["think_s"] = requests["arrival_s"]
+    requests["client"] = np.repeat(np.arange(len(users)), [len(rows) for rows in users])
+    requests["arrival_s"][1:][requests["client"][1:] == requests["client"][:-1]] = np.inf
     return requests
 
 
@@ -269,8 +280,8 @@ def check_queue(state: State) -> None:
             (SET_LATEST_START, plain, q["latest_start_s"]),
             (SET_FEASIBLE, feasible, q["arrival_s"] + q["ttft_target_s"]),
         ):
-            rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
-            assert members(state, which_set, k) == sorted(int(rank[i]) for i in expected)
+            found = [int(member_request(state, which_set, member)) for member in members(state, which_set, k)]
+            assert found == sorted(expected, key=lambda i: (key[i], i))
         buckets = np.zeros_like(state.buckets[k])
         for i in plain:
             bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)

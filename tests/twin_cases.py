@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hypothesis import strategies as st
@@ -77,6 +78,21 @@ def _consistent(drawn: list[Any]) -> list[Any]:
 
 
 full_workloads = st.lists(full_rows, min_size=1, max_size=14).map(_consistent)
+thoughts = exact_times | some(0.0, TICK_S, 4 * TICK_S)
+scripts = st.lists(st.lists(st.tuples(thoughts, full_rows), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+def _script(users: list[list[tuple[float, Any]]]) -> list[Any]:
+    """The requests of a closed loop: no sessions, and a client is a user."""
+    found: list[Any] = []
+    for user, drawn in enumerate(users):
+        for k, (think_s, row) in enumerate(drawn):
+            think_s = think_s if k == 0 else max(think_s, TICK_S)  # nobody asks again at once
+            extra = {"think_s": think_s, "client": user, "declared_tokens": row[5].get("declared_tokens", 0) + row[2]}
+            extra |= {name: row[5][name] for name in ("predicted_tokens", "weight") if name in row[5]}
+            found.append([think_s if k == 0 else math.inf, *row[1:5], extra])
+    return found
+
 
 # ---- systems -------------------------------------------------------------------------------------------------------
 _systems: SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -252,7 +268,10 @@ def cases(
 
 
 def full_cases(
-    decisions: SearchStrategy[dict[str, Any]], changes: SearchStrategy[dict[str, Any]], **system: SearchStrategy[Any]
+    decisions: SearchStrategy[dict[str, Any]],
+    changes: SearchStrategy[dict[str, Any]],
+    requests: SearchStrategy[Any] = full_workloads,
+    **system: SearchStrategy[Any],
 ) -> SearchStrategy[Case]:
     """Cases in which sums of times are exact. `system`: settings that are always given."""
     what = {
@@ -262,7 +281,7 @@ def full_cases(
     }
     always = st.fixed_dictionaries(system)
     settings = st.tuples(exact_systems, always).map(lambda both: {**both[0], **both[1]})
-    return cases(full_workloads, what, settings)
+    return cases(requests, what, settings)
 
 
 def merged(*parts: SearchStrategy[dict[str, Any]]) -> SearchStrategy[dict[str, Any]]:
@@ -287,3 +306,20 @@ mixed_cases = full_cases(
     blocks=few_blocks,
     block_tokens=some(1, 2, 4),
 )
+
+
+def _with_end(drawn: tuple[Case, float]) -> Case:
+    """Users who stop before the horizon."""
+    case, share = drawn
+    end_s = case["system"]["horizon_s"] * share
+    return {**case, "changes": {**case["changes"], "episode.arrivals_s": end_s}}
+
+
+closed_cases = st.tuples(
+    full_cases(
+        all_decisions,
+        merged(st.one_of(replicas(), disaggregated(), parallel()), hosts, st.one_of(st.just({}), curves)),
+        scripts.map(_script),
+    ),
+    some(1.0, 0.5, 0.125),
+).map(_with_end)

@@ -2,7 +2,8 @@
 
 A case is a dictionary that JSON can hold: "system", arguments of `toy_scenario`; "changes", further settings of the
 scenario by their paths; "requests", rows of arrival, prompt, output, TTFT and TBT target, and a dictionary of what else
-a request has; "decisions", taken in turn, or a "policy" and its "parameters"; "seed" and "max_hold_ms".
+a request has (in a closed loop, its client and "think_s"); "decisions", taken in turn, or a "policy" and its
+"parameters"; "seed" and "max_hold_ms".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from twin_service import Linear, Staircase, Table
 
 from baselines import POLICIES
 from llm_env.config import Scenario, ServiceSettings, with_changes
-from llm_env.dtypes import SLO_RULES
+from llm_env.dtypes import FUTURE, SLO_RULES
 from llm_env.records import DECIDE_SIGNATURE, Decision, State, View, decision
 from llm_env.rollout import rollout
 
@@ -36,6 +37,7 @@ TOLERANCE = 1e-9
 FIELDS = len(Decision._fields)
 NOISE_ROWS = 1000  # iterations of a worker; more than any small system runs
 REQUEST_FIELDS = (
+    "arrival_s",
     "first_scheduled_s",
     "first_token_s",
     "finish_s",
@@ -120,6 +122,7 @@ def rows_of(case: Case, scenario: Scenario) -> np.ndarray:
         "session",
         "previous",
         "shared_tokens",
+        "think_s",
     ):
         requests[name] = [getattr(row, name) for row in rows]
     return requests
@@ -160,6 +163,7 @@ def settings_of(scenario: Scenario, noise: np.ndarray | None) -> Settings:
         ttft_target_s=scenario.slo.classes[0].ttft_ms / 1e3,
         tbt_target_s=scenario.slo.classes[0].tbt_ms / 1e3,
         horizon_s=scenario.episode.horizon_s,
+        arrivals_s=scenario.episode.arrivals_s,
         noise=rows,
         layout=s.layout,
         prefill_workers=s.prefill_workers or 0,
@@ -226,7 +230,12 @@ def difference(case: Case, compiled: Any = None) -> str:
                 return f"batch {k} at {batch.start_s}: {name}: kernel {logged[k][name]}, twin {y}"
     if len(logged) != len(twin.batches):
         return f"batches: kernel {len(logged)}, twin {len(twin.batches)}"
-    for k, request in enumerate(twin.requests):
+    requests = sorted((r for r in twin.requests if not twin.closed or r.status != FUTURE), key=lambda r: r.index)
+    if len(requests) != state.system[0]["num_requests"]:
+        return f"requests: kernel {state.system[0]['num_requests']}, twin {len(requests)}"
+    for k, request in enumerate(requests):
+        if twin.requests.index(request) != state.requests[k]["row"]:
+            return f"request {k}: row: kernel {state.requests[k]['row']}, twin {twin.requests.index(request)}"
         for name in REQUEST_FIELDS:
             x, y = float(state.requests[k][name]), float(getattr(request, name))
             if not near(x, y):

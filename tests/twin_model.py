@@ -29,6 +29,7 @@ class Settings:
     ttft_target_s: float = 0.1
     tbt_target_s: float = 0.02
     horizon_s: float = math.inf
+    arrivals_s: float = math.inf  # closed loops: nobody asks at this time or later
     noise: Sequence[Sequence[tuple[float, float]]] | None = None  # [worker][iteration]: factors on setup and on tokens
     layout: str = "replicas"
     prefill_workers: int = 0  # disaggregated: the first so many
@@ -73,6 +74,7 @@ class Request:
     session: int = -1
     previous: int = -1
     shared_tokens: int = 0
+    think_s: float = -1.0  # closed loops: its user's thought before it
     status: int = FUTURE
     worker: int = -1
     home: int = -1

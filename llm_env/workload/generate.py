@@ -10,15 +10,18 @@ from collections import Counter
 
 import numpy as np
 
+from llm_env.arrival_settings import ClosedLoopArrivals
 from llm_env.config import Scenario, ServiceSettings, SLOSettings, WorkloadSettings
 from llm_env.dtypes import EXPONENTIAL, FUTURE, GAMMA, LOGNORMAL, NEVER, NOBODY, REQUEST
 from llm_env.errors import UserError
 from llm_env.service import curve_budget, mean_seconds, service_curve
-from llm_env.workload.arrivals import draw_arrivals
-from llm_env.workload.lengths import draw_lengths, largest_length
-from llm_env.workload.seeds import NOISE, history_streams, stream_bits, streams
+from llm_env.workload.arrivals import draw_arrivals_of_clients
+from llm_env.workload.clients import draw_clients
+from llm_env.workload.closed_loop import draw_script, is_closed, refuse_rate
+from llm_env.workload.lengths import draw_request_lengths, largest_output
+from llm_env.workload.seeds import NOISE, Streams, history_streams, stream_bits, streams
 from llm_env.workload.sessions import draw_sessions, link_turns, mean_work
-from llm_env.workload_settings import ClientSettings
+from llm_env.workload.traffic import Traffic
 
 MAX_BUDGET = 1 << 20  # tokens: no batch is thought to be larger
 
@@ -127,13 +130,36 @@ def capacity_requests_per_s(scenario: Scenario) -> float:
 
 
 def request_rate(scenario: Scenario) -> float:
-    """Mean arrivals per second: `workload.rate_per_s`, or `workload.load` times the capacity."""
+    """Mean arrivals per second: `workload.rate_per_s`, or `workload.load` times the capacity.
+
+    Raises:
+        UserError: a closed loop, which has no rate before a run, or a load without a capacity.
+    """
+    refuse_rate(scenario, "scenario: rate")
     workload = scenario.workload
     if workload.rate_per_s is not None:
         return workload.rate_per_s
     if workload.load is None:
         raise UserError("scenario: workload: give load or rate_per_s")
     return workload.load * capacity_requests_per_s(scenario)
+
+
+def estimated_rate(scenario: Scenario) -> float:
+    """`request_rate`; for a closed loop about what it will be, min(users / (think_s + 1 / capacity), capacity).
+
+    That is the asymptotic bound: no answer comes sooner than a request's share of the system's time, and no more
+    requests leave than load 1.0. Without a capacity it is users / think_s.
+
+    Source: Lazowska et al., Quantitative System Performance (1984), section 5.2 (asymptotic bounds).
+    """
+    arrivals = scenario.workload.arrivals
+    if not isinstance(arrivals, ClosedLoopArrivals):
+        return request_rate(scenario)
+    try:
+        capacity = capacity_requests_per_s(scenario)
+    except UserError:
+        return arrivals.users / arrivals.think_s
+    return min(arrivals.users / (arrivals.think_s + 1.0 / capacity), capacity)
 
 
 def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None) -> np.ndarray:
@@ -149,36 +175,67 @@ def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None
         rate_per_s: mean arrivals per second in place of the scenario's.
 
     Returns:
-        REQUEST[n] in order of arrival, as they are before the run (see `blank_requests`). It may be empty.
+        REQUEST[n] in order of arrival, as they are before the run (see `blank_requests`). It may be empty. Of a closed
+        loop it is the script: all that the users could ask, grouped by user, with `think_s`, the times of thought;
+        arrival_s is known of the first request of each user, and infinite for the others.
 
     Raises:
-        UserError: the seed is not an integer of at least 0, or the episode would be too large.
+        UserError: the seed is not an integer of at least 0, the episode would be too large, or a closed loop is given
+            a rate.
     """
     rngs = streams(seed)
     workload = scenario.workload
+    thoughts_s = None
+    if is_closed(scenario) and rate_per_s is None:
+        (traffic, thoughts_s), leader = draw_script(workload, scenario.episode.arrivals_s, seed, rngs), None
+    else:
+        traffic, leader = _draw(scenario, seed, rate_per_s, rngs)
+    requests = requests_of(traffic)
+    if thoughts_s is not None:
+        requests["think_s"] = thoughts_s
+    assign_classes(requests, scenario.slo, rngs.classes)
+    if leader is not None:
+        for name in ("slo_class", "ttft_target_s", "tbt_target_s", "weight"):
+            requests[name] = requests[name][leader]
+    declare_outputs(requests, workload, largest_output(workload))
+    predict_outputs(requests, workload.prediction_sigma, rngs.prediction)
+    return requests
+
+
+def draw_traffic(scenario: Scenario, seed: int, rate_per_s: float | None = None) -> Traffic:
+    """The columns of `draw_workload` without classes, targets and predictions, in a tenth of the memory.
+
+    Raises:
+        UserError: as `draw_workload`, and for a closed loop, whose arrivals follow from a run.
+    """
+    return _draw(scenario, seed, rate_per_s, streams(seed))[0]
+
+
+def _draw(scenario: Scenario, seed: int, rate_per_s: float | None, rngs: Streams) -> tuple[Traffic, np.ndarray | None]:
+    """The requests, and the first turn of the session of each, None without sessions."""
+    workload = scenario.workload
+    refuse_rate(scenario, "workload: arrivals before a run")
     rate = request_rate(scenario) if rate_per_s is None else rate_per_s
     duration_s = scenario.episode.arrivals_s
-    turns = None
-    if workload.sessions is None:
-        arrivals = draw_arrivals(workload.arrivals, rate, duration_s, rngs.arrivals)
-        requests = blank_requests(arrivals.size)
-        requests["arrival_s"] = arrivals
-        requests["prompt_tokens"] = draw_lengths(workload.prompt, arrivals.size, rngs.prompt)
-        requests["output_tokens"] = draw_lengths(workload.output, arrivals.size, rngs.output)
-    else:
+    if workload.sessions is not None:
         turns = draw_sessions(workload, rate, duration_s, rngs, history_streams(seed))
-        requests = blank_requests(turns.session.size)
-        for name in ("arrival_s", "prompt_tokens", "output_tokens", "session"):
-            requests[name] = getattr(turns, name)
+        client = None
+        if workload.clients is not None:
+            client = draw_clients(workload.clients, turns.session.size, rngs.clients)[turns.leader]
+        return Traffic(turns.arrival_s, turns.prompt_tokens, turns.output_tokens, client, turns.session), turns.leader
+    arrivals, client = draw_arrivals_of_clients(workload, rate, duration_s, rngs)
+    prompt, output = draw_request_lengths(workload, arrivals.size, rngs, client)
+    return Traffic(arrivals, prompt, output, client), None
+
+
+def requests_of(traffic: Traffic) -> np.ndarray:
+    """REQUEST[n] of columns, turns linked; without classes, targets, declared and predicted outputs."""
+    requests = blank_requests(traffic.size)
+    for name, column in zip(Traffic._fields, traffic, strict=True):
+        if column is not None:
+            requests[name] = column
+    if traffic.session is not None:
         link_turns(requests)
-    assign_classes(requests, scenario.slo, rngs.classes)
-    if workload.clients is not None:
-        requests["client"] = _draw_clients(workload.clients, requests.size, rngs.clients)
-    if turns is not None:
-        for name in ("slo_class", "ttft_target_s", "tbt_target_s", "weight", "client"):
-            requests[name] = requests[name][turns.leader]
-    declare_outputs(requests, workload, largest_length(workload.output))
-    predict_outputs(requests, workload.prediction_sigma, rngs.prediction)
     return requests
 
 
@@ -193,12 +250,6 @@ def predict_outputs(requests: np.ndarray, sigma: float, rng: np.random.Generator
     requests["predicted_tokens"] = requests["output_tokens"] * np.exp(sigma * rng.standard_normal(requests.size))
 
 
-def _draw_clients(settings: ClientSettings, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(n,) int64: client i with a probability proportional to 1 / (i + 1)^skew."""
-    steps = np.cumsum(np.arange(1.0, settings.count + 1.0) ** -settings.skew)
-    return np.searchsorted(steps / steps[-1], rng.random(n), side="right")
-
-
 def blank_requests(n: int) -> np.ndarray:
     """REQUEST[n] that have not arrived: status FUTURE, no worker, times NEVER, max_tbt_s and predicted_tokens NaN,
     client, session, previous turn and links -1, row = index, weight 1, everything else 0, declared_tokens too.
@@ -207,7 +258,7 @@ def blank_requests(n: int) -> np.ndarray:
     requests["status"] = FUTURE
     for field in ("worker", "client", "session", "previous", "home", "next", "before"):
         requests[field] = NOBODY
-    for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s"):
+    for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s", "think_s"):
         requests[field] = NEVER
     for field in ("max_tbt_s", "predicted_tokens"):
         requests[field] = np.nan

@@ -13,6 +13,10 @@ from llm_env.errors import UserError
 
 # spawn keys: never renumber, or every seed changes meaning; new ones come at the end
 ARRIVALS, PROMPT, OUTPUT, CLASSES, NOISE, LOAD, WINDOW, PREDICTION, CLIENTS, TURNS, THINK, HISTORY = range(12)
+POPULATION, MODULATION = range(12, 14)
+TRACE = 14  # of what is changed in a trace that is read
+SCENARIO = 15  # which of several an episode is of
+FIT = 16  # where searches begin, by what is fitted
 
 
 class Streams(NamedTuple):
@@ -26,9 +30,10 @@ class Streams(NamedTuple):
     clients: np.random.Generator
     turns: np.random.Generator
     think: np.random.Generator
+    modulation: np.random.Generator
 
 
-_KEYS = (ARRIVALS, PROMPT, OUTPUT, CLASSES, PREDICTION, CLIENTS, TURNS, THINK)
+_KEYS = (ARRIVALS, PROMPT, OUTPUT, CLASSES, PREDICTION, CLIENTS, TURNS, THINK, MODULATION)
 
 
 def streams(seed: int) -> Streams:
@@ -53,6 +58,11 @@ def draw_load(seed: int, low: float, high: float) -> float:
 def draw_start(seed: int, low_s: float, high_s: float) -> float:
     """Where a window of a trace begins: uniform in [low_s, high_s), from a stream of its own."""
     return float(np.random.Generator(stream_bits(seed, WINDOW)).uniform(low_s, high_s))
+
+
+def draw_scenario(seed: int, count: int) -> int:
+    """Which of `count` scenarios an episode has, all equally likely, from a stream of its own."""
+    return int(np.random.Generator(stream_bits(seed, SCENARIO)).integers(count)) if count > 1 else 0
 
 
 def stream_bits(seed: int, *key: int) -> np.random.PCG64:

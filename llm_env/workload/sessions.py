@@ -6,6 +6,7 @@ Knows lengths and arrivals; nothing of classes, clients or the kernel.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -14,12 +15,18 @@ import numpy as np
 from llm_env.config import Length, WorkloadSettings
 from llm_env.dtypes import NOBODY
 from llm_env.errors import UserError
-from llm_env.workload.arrivals import MAX_EXPECTED, draw_arrivals
-from llm_env.workload.lengths import draw_lengths, length_probabilities, mean_length
+from llm_env.workload.arrivals import MAX_EXPECTED, draw_session_starts
+from llm_env.workload.lengths import (
+    draw_request_lengths,
+    length_probabilities,
+    mean_length,
+    mean_tokens,
+    sum_probabilities,
+)
 from llm_env.workload.seeds import Streams
 from llm_env.workload_settings import SessionSettings
 
-HISTORY = 8.0  # times mean_turns * think_s: how long before the episode the first session begins
+HISTORY = 8.0  # see `_history_turns`
 _ALIASING = 1e-10  # of the inversion of a generating function
 
 
@@ -38,10 +45,10 @@ def draw_sessions(
 ) -> Turns:
     """The turns that arrive in [0, duration_s), `rate_per_s` of them on average from the first second on.
 
-    Sessions begin by `workload.arrivals` at rate_per_s / `mean_turns` sessions per second. To be stationary the episode
-    also has the later turns of sessions that began before it: those of the last HISTORY * mean_turns * think_s seconds,
-    by the same process backwards in time. What comes of older ones is missing, see docs/model.md. The k-th session that
-    begins in the episode has the same turns, lengths and times between them at every load.
+    Sessions begin by `workload.arrivals` at rate_per_s / `mean_session_turns` sessions per second. To be stationary the
+    episode also has the later turns of sessions that began before it: those of the last `_history_turns` * think_s
+    seconds, by the same process. What comes of older ones is missing, see docs/model.md. The k-th session that begins
+    in the episode has the same turns, lengths and times between them at every load.
 
     Args:
         workload: with `sessions`.
@@ -55,16 +62,16 @@ def draw_sessions(
     """
     settings = workload.sessions
     assert settings is not None
-    history_s = HISTORY * settings.mean_turns * settings.think_s
-    expected = rate_per_s * (duration_s + history_s)
+    history_s = _history_turns(settings) * settings.think_s
+    starts_per_s = rate_per_s / mean_session_turns(workload)
+    expected = starts_per_s * _drawn_turns(settings) * (duration_s + history_s)
     if not expected <= MAX_EXPECTED:
+        turns = "more_turns" if settings.mean_turns is None else "mean_turns"
         raise UserError(
             f"workload: about {expected:.3g} turns are expected in one episode and the sessions before it, at most"
-            f" {MAX_EXPECTED} are possible: lower the rate, workload.sessions.think_s or mean_turns"
+            f" {MAX_EXPECTED} are possible: lower the rate, workload.sessions.think_s or {turns}"
         )
-    starts_per_s = rate_per_s / mean_session_turns(workload)
-    starts = draw_arrivals(workload.arrivals, starts_per_s, duration_s, rngs.arrivals)
-    earlier = -draw_arrivals(workload.arrivals, starts_per_s, history_s, before.arrivals)
+    starts, earlier = draw_session_starts(workload, starts_per_s, duration_s, history_s, rngs, before)
     new, old = _turns_of(workload, settings, starts, rngs), _turns_of(workload, settings, earlier, before)
     arrival, prompt, output = (np.concatenate(pair) for pair in list(zip(new, old, strict=True))[:3])
     session = np.concatenate((new[3], starts.size + old[3]))
@@ -80,7 +87,7 @@ def _turns_of(
     workload: WorkloadSettings, settings: SessionSettings, starts: np.ndarray, rngs: Streams
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Arrival, prompt, output and session (place in `starts`) of all turns of sessions that begin at `starts`."""
-    counts = rngs.turns.geometric(1.0 / settings.mean_turns, starts.size)
+    counts = _draw_turns(settings, starts.size, rngs.turns)
     session = np.repeat(np.arange(starts.size), counts)
     first = np.zeros(session.size, np.bool_)
     first[np.cumsum(counts) - counts] = True
@@ -88,12 +95,60 @@ def _turns_of(
     think_s = settings.think_s * np.exp(sigma * rngs.think.standard_normal(session.size) - sigma**2 / 2.0)
     think_s[first] = 0.0
     since_start_s = _sums_within(think_s, first, counts)
-    output = draw_lengths(workload.output, session.size, rngs.output)
-    added = draw_lengths(workload.prompt, session.size, rngs.prompt) + output
-    context = _sums_within(added, first, counts)  # prompt and output of each turn
+    new, output = draw_request_lengths(workload, session.size, rngs, first=first)
+    context = _sums_within(new + output, first, counts)  # prompt and output of each turn
     kept = first | (context <= settings.max_context_tokens)  # it grows: what follows a turn that is cut is cut too
     arrival = starts[session] + since_start_s
     return arrival[kept], (context - output)[kept], output[kept], session[kept]
+
+
+def _draw_turns(settings: SessionSettings, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) int64: the turns of n sessions before `max_context_tokens` cuts any.
+
+    With `more_turns` a session has a turn j if an exponential draw reaches the sum of -log(more_turns[i]) over i < j.
+    """
+    if settings.mean_turns is not None:
+        return rng.geometric(1.0 / settings.mean_turns, n)
+    with np.errstate(divide="ignore"):  # a probability of 0 is a hazard that no draw reaches
+        hazards = -np.log(_more_turns(settings))
+    sums = np.cumsum(hazards)
+    drawn = rng.standard_exponential(n)
+    counts = 1 + np.searchsorted(sums, drawn, side="right")
+    beyond = drawn >= sums[-1]
+    counts[beyond] += ((drawn[beyond] - sums[-1]) / hazards[-1]).astype(np.int64)
+    return counts
+
+
+def _more_turns(settings: SessionSettings) -> tuple[float, ...]:
+    """The probability of another turn after turn 1, 2, ...; the last holds for all later ones."""
+    if settings.more_turns is not None:
+        return settings.more_turns
+    assert settings.mean_turns is not None
+    return (1.0 - 1.0 / settings.mean_turns,)
+
+
+def _drawn_turns(settings: SessionSettings) -> float:
+    """Mean number of turns of a session before `max_context_tokens` cuts any."""
+    if settings.mean_turns is not None:
+        return settings.mean_turns
+    *head, last = _more_turns(settings)
+    reached = np.cumprod((1.0, *head))  # P(turn j comes), j = 1 .. len(more_turns)
+    return float(reached.sum() + reached[-1] * last / (1.0 - last))
+
+
+def _history_turns(settings: SessionSettings) -> float:
+    """How long before the episode the first session begins, in multiples of think_s.
+
+    HISTORY times the mean number of turns; or more, so that later in their session than that come only exp(-HISTORY) of
+    all turns. For a geometric number of turns the first is always more.
+    """
+    mean = _drawn_turns(settings)
+    *head, last = _more_turns(settings)
+    reached = np.cumprod((1.0, *head))
+    allowed = math.exp(-HISTORY) * mean
+    tail = float(reached[-1]) * last / (1.0 - last)  # mean number of turns after turn len(more_turns)
+    late = len(reached) + math.log(allowed / tail) / math.log(last) if tail > allowed else 0.0
+    return max(HISTORY * mean, late)
 
 
 def _sums_within(values: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -125,39 +180,61 @@ def link_turns(requests: np.ndarray) -> None:
 def mean_work(workload: WorkloadSettings) -> float:
     """Exact mean tokens of work of a request, E[prompt + output - 1], with whole prompts (no prefix cache).
 
-    With sessions it is mean_turns * (E[new] + E[output]) - 1, less what `max_context_tokens` cuts off: turn j has the
-    new tokens and outputs of j turns, and with geometric turns a request is on average turn number mean_turns.
+    With sessions it is the mean over all turns. With geometric turns and one distribution of prompts that is mean_turns
+    * (E[new] + E[output]) - 1, less what `max_context_tokens` cuts off: turn j has the new tokens and outputs of j
+    turns, and a request is on average turn number mean_turns.
+
+    Two cases are not exact: lengths that differ between clients (`mean_tokens`), and sessions whose prompts and outputs
+    are correlated (`sum_probabilities`).
     """
     return _long_run(workload)[1]
 
 
 def mean_session_turns(workload: WorkloadSettings) -> float:
-    """Exact mean number of turns of a session: mean_turns, less what `max_context_tokens` cuts off."""
+    """Exact mean number of turns of a session, less what `max_context_tokens` cuts off."""
     return _long_run(workload)[0]
 
 
 def _long_run(workload: WorkloadSettings) -> tuple[float, float]:
-    one_turn = mean_length(workload.prompt) + mean_length(workload.output) - 1.0
-    if workload.sessions is None or workload.sessions.mean_turns == 1.0:
-        return 1.0, one_turn
     settings = workload.sessions
+    if settings is None:
+        return 1.0, mean_tokens(workload) - 1.0
+    first_prompt = settings.first_prompt or workload.prompt
+    first_work = mean_length(first_prompt) + mean_length(workload.output) - 1.0
+    more_turns = _more_turns(settings)
+    if more_turns[0] == 0.0:
+        return 1.0, first_work
     later_turns, later_work = cast(
         "tuple[float, float]",
         _later_turns(
-            cast(Any, workload.prompt), cast(Any, workload.output), settings.mean_turns, settings.max_context_tokens
+            cast(Any, workload.prompt),
+            cast(Any, first_prompt),
+            cast(Any, workload.output),
+            workload.correlation,
+            more_turns,
+            settings.max_context_tokens,
         ),
     )
-    return 1.0 + later_turns, (one_turn + later_work) / (1.0 + later_turns)
+    return 1.0 + later_turns, (first_work + later_work) / (1.0 + later_turns)
 
 
 @lru_cache(maxsize=64)
-def _later_turns(prompt: Length, output: Length, mean_turns: float, max_context_tokens: int) -> tuple[float, float]:
+def _later_turns(
+    prompt: Length,
+    first_prompt: Length,
+    output: Length,
+    correlation: float,
+    more_turns: tuple[float, ...],
+    max_context_tokens: int,
+) -> tuple[float, float]:
     """Mean number of a session's turns after the first, and the mean sum of their work (tokens).
 
-    Let f be the probabilities of a turn's new tokens + output, q = 1 - 1/mean_turns the probability of one more turn.
-    Turn j comes if its context, the sum of j such draws, is at most the limit, and is context - 1 tokens of work. So
-    h_k, the mean number of later turns with a context of k, has the generating function q f(z)^2 / (1 - q f(z)). It is
-    inverted by a Fourier transform on a circle within the unit circle, which makes what wraps around negligible.
+    Let f be the probabilities of a turn's new tokens + output, g those of the first turn, and q_j the probability of
+    another turn after turn j, the same from j = m on. Turn j comes if its context, the sum of j such draws, is at most
+    the limit, and is context - 1 tokens of work. Let h_k be the mean number of later turns with a context of k. Its
+    generating function is g t_1, where t_j is that of the turns after turn j and of their tokens since then: t_j = q_j
+    f (1 + t_(j+1)), and t_m = q_m f / (1 - q_m f). It is inverted by a Fourier transform on a circle within the unit
+    circle, which makes what wraps around negligible.
 
     Source: Abate and Whitt, "Numerical inversion of probability generating functions", Operations Research Letters 12
     (1992) 245-251.
@@ -165,8 +242,21 @@ def _later_turns(prompt: Length, output: Length, mean_turns: float, max_context_
     size = max_context_tokens + 1
     n = 1 << (2 * size - 1).bit_length()
     damping = _ALIASING ** (np.arange(size) / n)
-    more = 1.0 - 1.0 / mean_turns
+    f = _transform(prompt, output, correlation, damping, n)
+    g = f if first_prompt == prompt else _transform(first_prompt, output, correlation, damping, n)
+    *head, last = more_turns
+    h = last * (g * f) / (1.0 - last * f)  # g t_m
+    for more in reversed(head):
+        h = more * f * (g + h)
+    h = np.fft.irfft(h, n)[:size] / damping
+    return float(h.sum()), float(h @ (np.arange(size) - 1.0))
+
+
+def _transform(prompt: Length, output: Length, correlation: float, damping: np.ndarray, n: int) -> np.ndarray:
+    """The generating function of prompt + output at n points of a circle."""
+    size = damping.size
+    if correlation != 0.0:
+        return np.fft.rfft(sum_probabilities(prompt, output, correlation, size) * damping, n)
     f = np.fft.rfft(length_probabilities(prompt, size) * damping, n)
     f *= np.fft.rfft(length_probabilities(output, size) * damping, n)
-    h = np.fft.irfft(more * f**2 / (1.0 - more * f), n)[:size] / damping
-    return float(h.sum()), float(h @ (np.arange(size) - 1.0))
+    return f
