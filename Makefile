@@ -27,7 +27,7 @@ DEMO_SEEDS ?= 16
 DEMO_TUNED ?= moore-hodgson:288
 WORKERS ?= 2
 
-.PHONY: help setup test lint format typecheck pytest pytest-boundscheck pytest-nojit pytest-oldest demo docs bench clean
+.PHONY: help setup test lint format typecheck pytest pytest-boundscheck pytest-nojit pytest-oldest demo docs bench bench-guard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,8 +79,11 @@ demo: $(READY) ## train briefly, compare with every baseline on identical worklo
 	$(BIN)/python evaluate.py --scenario $(DEMO_SCENARIO) --agents runs/demo --baselines all $(DEMO_TUNED) \
 		--loads $(DEMO_LOADS) --seeds $(DEMO_SEEDS) --out results/demo
 
-bench: $(READY) ## steps per second
+bench: $(READY) ## how fast everything is, beside peers and targets: about ten minutes
 	$(BIN)/python -m benchmarks
+
+bench-guard: $(READY) ## a quick run; fails where something is more than twice as slow as benchmarks/baseline.json
+	$(BIN)/python -m benchmarks --quick --compare benchmarks/baseline.json --out results/bench-quick
 
 docs: $(READY) ## write the pages that are made from the code
 	$(BIN)/python docs/make_pages.py

@@ -1,1 +1,5 @@
-"""Speed, as ratios to a calibration loop in the same process: `python -m benchmarks`. Never part of the tests."""
+"""How fast the project is: `python -m benchmarks` (`make bench`). One file a group; docs/performance.md explains them.
+
+Every figure is taken beside a calibration loop in the same process, so that two machines, or two hours on a busy one,
+can be compared. All times are CPU times.
+"""

@@ -1,125 +1,88 @@
-"""Kernel, environments and CartPole in one run, per CPU-second, beside a calibration loop. `--json FILE` keeps it."""
+"""Runs the groups of benchmarks, prints one table, writes bench.json, and compares with a baseline if asked to."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-import baselines
-from llm_env.bounds import slo_bound
-from llm_env.config import Scenario, with_changes
-from llm_env.provenance import provenance
-from llm_env.rollout import rollout
-from llm_env.scenarios import load_scenario
-from llm_env.workload import draw_workload
+from benchmarks import (
+    backlog,
+    bounds,
+    decision,
+    guard,
+    kernel,
+    learning,
+    million,
+    report,
+    resets,
+    single,
+    startup,
+    study,
+    vector,
+)
+from benchmarks.measure import FULL, QUICK, Effort, Figure
+from llm_env.command import exit_code
+from llm_env.files import staged_folder
 
-SECONDS = 1.5  # of CPU time per figure
-ACTION = np.array([4, 2, 2, 4])
-
-
-def rate(work: Callable[[], int]) -> float:
-    """Units of work per CPU-second; the first call only warms up."""
-    work()
-    began, done = time.process_time(), 0
-    while time.process_time() - began < SECONDS:
-        done += work()
-    return done / (time.process_time() - began)
-
-
-def calibration() -> int:
-    """A pure-Python loop: how fast this machine is just now."""
-    x = 1
-    for _ in range(100_000):
-        x = (x * 1103515245 + 12345) & 0x7FFFFFFF
-    return 100_000
-
-
-def kernel(policy: str, scenario: Scenario) -> Callable[[], int]:
-    """Batches of a policy over a drawn workload; drawing it is not timed."""
-    requests = draw_workload(scenario, 0)
-    decide = baselines.make_policy(policy)
-    return lambda: int(rollout(scenario, decide, requests, 0).workers["iteration"].sum())
+GROUPS: dict[str, Callable[[Effort], list[Figure]]] = {
+    "kernel": kernel.figures,
+    "env": single.figures,
+    "vector": vector.figures,
+    "backlog": backlog.figures,
+    "trace": million.figures,
+    "ppo": learning.figures,
+    "study": study.figures,
+    "startup": startup.figures,
+    "decision": decision.figures,
+    "reset": resets.figures,
+    "bound": bounds.figures,
+}
+WIDTH = 190  # columns of the table
 
 
-def bound(scenario: Scenario) -> Callable[[], int]:
-    """Requests that the upper bound on attainment is worked out for, 10,000 of them at a load of about 1.1."""
-    longer = with_changes(scenario, {"workload.load": 1.1, "episode.arrivals_s": 4800.0})
-    requests = draw_workload(longer, 0)[:10_000]
+def main(argv: Sequence[str] | None = None, effort: Effort | None = None) -> int:
+    """Runs the command.
 
-    def work() -> int:
-        slo_bound(requests, longer)
-        return len(requests)
+    Args:
+        effort: in place of what the arguments ask for.
 
-    return work
-
-
-def single(env_id: str, action: object, **kwargs: object) -> Callable[[], int]:
-    """Steps of one environment made by gym.make without the passive checker."""
-    env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    env.reset(seed=0)
-
-    def work() -> int:
-        for _ in range(500):
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-        return 500
-
-    return work
-
-
-def vector(num_envs: int) -> Callable[[], int]:
-    """Steps of the native vector environment, with observations, rewards, infos and resets."""
-    envs = gym.make_vec("llm_env/Serving-v0", num_envs=num_envs, scenario="chat-bursty")
-    envs.reset(seed=0)
-    actions = np.tile(ACTION, (num_envs, 1))
-
-    def work() -> int:
-        for _ in range(16):
-            envs.step(actions)
-        return 16 * num_envs
-
-    return work
-
-
-def main() -> None:
-    """Prints the table and writes the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    chat = with_changes(
-        load_scenario("chat"), {"workload.load": 0.8, "episode.arrivals_s": 600.0, "episode.horizon_s": 5000.0}
+    Returns:
+        The exit code (see `llm_env.command.exit_code`): 4 if a figure is more than twice as bad as the baseline's.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS)
     )
-    works: dict[str, Callable[[], int]] = {"calibration loop, iterations": calibration}
-    for name in baselines.POLICIES:
-        works[f"kernel {name}, batches"] = kernel(name, chat)
-    works |= {
-        "upper bound, requests": bound(chat),
-        "Serving-v0, gym.make, steps": single("llm_env/Serving-v0", ACTION, scenario="chat-bursty"),
-        "CartPole-v1, gym.make, steps": single("CartPole-v1", 1),
-    }
-    for num_envs in (1, 64, 1024):
-        works[f"Serving-v0, gym.make_vec, {num_envs}, steps"] = vector(num_envs)
-    rates = {name: rate(work) for name, work in works.items()}
-    base = rates["calibration loop, iterations"]
-    table = Table("what", "per CPU-second", "ratio to calibration", title="one run, one process")
-    for name, value in rates.items():
-        table.add_row(name, f"{value:,.0f}", f"{value / base:.4f}")
-    Console(width=100).print(table)
-    if arguments.json:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
-        arguments.json.write_text(json.dumps({"rates": rates, **machine, **provenance()}, indent=1) + "\n")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a few seconds a group")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of bench.json and bench.md")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="a baseline of a run of the same effort")
+    parser.add_argument("--save-baseline", type=Path, metavar="FILE", nargs="?", const=guard.BASELINE)
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: _run(arguments, effort or (QUICK if arguments.quick else FULL)))
+
+
+def _run(arguments: argparse.Namespace, effort: Effort) -> int:
+    baseline = guard.read_baseline(arguments.compare, effort.name) if arguments.compare else None
+    where, figures = report.about(), []
+    with staged_folder(arguments.out) as folder:
+        for name in arguments.only:
+            sys.stderr.write(f"{name}\n")
+            figures += GROUPS[name](effort)
+        report.write_json(folder / "bench.json", effort.name, figures, where)
+        (folder / "bench.md").write_text(report.markdown(figures), encoding="utf-8")
+    Console(width=WIDTH, highlight=False).print(report.table(figures, where))
+    if arguments.save_baseline:
+        guard.write_baseline(arguments.save_baseline, effort.name, figures, where)
+    if baseline is None:
+        return 0
+    changes = guard.compare(figures, baseline)
+    sys.stdout.write("\n".join(guard.lines(changes)) + "\n")
+    return 4 if guard.failed(changes) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

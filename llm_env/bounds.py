@@ -168,7 +168,7 @@ def _solved(release_s: np.ndarray, work_s: np.ndarray, due_s: np.ndarray) -> int
     return int(most_on_time(np.ascontiguousarray(release_s), work_s, np.maximum.accumulate(due_s)))
 
 
-@njit
+@njit(_nrt=True)  # it has one array of its own
 def most_on_time(release_s, work_s, due_s) -> int:
     """The most jobs that one machine can do in their windows, preempting at will. O(n^2) time, O(n) memory.
 

@@ -235,8 +235,7 @@ def _finish(state: State, w) -> None:
 def _stamp_batch(requests, batch, worker, system, w, gap_log) -> int:
     """Every entry of the batch gets its tokens; who is through with its prompt emits one.
 
-    The arrays are rows of the State, not the State itself: the loop runs once per request and batch, and counting
-    references to all arrays would take most of its time.
+    The arrays are rows of the State, not the State itself: the loop runs once per request and batch.
 
     Returns:
         How many requests have emitted their last token; they are not finished yet.

@@ -123,9 +123,15 @@ def cache_folder() -> str:
 
 
 def njit(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-    """`numba.njit(cache=True, error_model="numpy")` with the cache in `cache_folder()`."""
+    """`numba.njit(cache=True, error_model="numpy", _nrt=False)` with the cache in `cache_folder()`.
+
+    Without numba's runtime (`_nrt`) nothing counts references. A State is 18 arrays, all of which the caller keeps
+    alive, and counting them at each call took more time than the simulation (docs/performance.md). Compiled code then
+    cannot allocate memory, which the kernel never does; `_nrt=True` allows it.
+    """
     kwargs.setdefault("cache", True)
     kwargs.setdefault("error_model", "numpy")
+    kwargs.setdefault("_nrt", False)
     if IN_PLAIN_PYTHON:
         return numba.njit(*args, **kwargs)
     if len(args) == 1 and not kwargs.get("signature") and callable(args[0]) and not isinstance(args[0], str):

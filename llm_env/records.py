@@ -358,4 +358,4 @@ def policy(function: Any) -> Any:
     closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
     told_apart = hashlib.sha256(repr([(type(value).__name__, value) for value in closed_over]).encode()).hexdigest()
     function.__qualname__ += f"_{told_apart[:16]}"
-    return njit(DECIDE_SIGNATURE)(function)
+    return njit(DECIDE_SIGNATURE, _nrt=True)(function)  # a policy may allocate: a network in numpy, say

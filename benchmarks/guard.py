@@ -1,0 +1,74 @@
+"""Compares the ratios of a run with those of a stored baseline: what has become slower, and by how much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.measure import Figure
+from llm_env.errors import InputOutputError, UserError
+
+BASELINE = Path(__file__).resolve().parent / "baseline.json"
+WARN, FAIL = 1.25, 2.0  # times worse than the baseline
+
+
+class Change(NamedTuple):
+    """A figure beside the baseline's: how many times worse, below 1 where it is better."""
+
+    name: str
+    worse: float
+
+
+def compare(figures: Sequence[Figure], baseline: dict[str, Any]) -> list[Change]:
+    """The figures that both have, the worst first."""
+    known = baseline["figures"]
+    changes = []
+    for figure in figures:
+        if figure.name in known:
+            was = known[figure.name]["ratio"]
+            changes.append(Change(figure.name, was / figure.ratio if figure.better == "more" else figure.ratio / was))
+    return sorted(changes, key=lambda change: -change.worse)
+
+
+def lines(changes: Sequence[Change]) -> list[str]:
+    """One for each figure that a reader must know of, and one for all the others."""
+    told = [
+        f"{'FAIL' if change.worse > FAIL else 'warning'}: {change.name} is {change.worse:.2f} times worse"
+        for change in changes
+        if change.worse > WARN
+    ]
+    rest = len(changes) - len(told)
+    return [*told, f"{rest} of {len(changes)} figures are within {WARN:g} times the baseline or better"]
+
+
+def failed(changes: Sequence[Change]) -> bool:
+    """True if one is more than twice as bad."""
+    return any(change.worse > FAIL for change in changes)
+
+
+def write_baseline(path: Path, effort: str, figures: Sequence[Figure], about: dict[str, Any]) -> None:
+    """Stores the ratios. Args: about: machine and versions, for a reader."""
+    known = {figure.name: {"ratio": float(f"{figure.ratio:.4g}"), "better": figure.better} for figure in figures}
+    path.write_text(json.dumps({"effort": effort, "figures": known, **about}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_baseline(path: Path, effort: str) -> dict[str, Any]:
+    """A stored baseline.
+
+    Raises:
+        InputOutputError: it cannot be read.
+        UserError: it is none, or it is of another effort.
+    """
+    try:
+        baseline = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(baseline, dict) or not isinstance(baseline.get("figures"), dict):
+        raise UserError(f"{path}: is no baseline: it has no figures")
+    if baseline.get("effort") != effort:
+        raise UserError(f"{path}: is of a {baseline.get('effort')} run, this one is {effort}: sizes differ")
+    return baseline
