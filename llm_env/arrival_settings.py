@@ -129,10 +129,10 @@ class CoxArrivals(Settings):
     cv: _CV = 1.0
 
 
-Stationary = Annotated[
-    PoissonArrivals | GammaArrivals | WeibullArrivals | MMPP2Arrivals | MMPPArrivals | OnOffArrivals | CoxArrivals,
-    Field(discriminator="kind"),
-]
+_StationaryKinds = (
+    PoissonArrivals | GammaArrivals | WeibullArrivals | MMPP2Arrivals | MMPPArrivals | OnOffArrivals | CoxArrivals
+)
+Stationary = Annotated[_StationaryKinds, Field(discriminator="kind")]
 
 
 class ProfileArrivals(Settings):
@@ -209,23 +209,14 @@ class ClientArrivals(Settings):
         return self
 
 
+_OpenKinds = _StationaryKinds | ProfileArrivals | FlashCrowdArrivals | ClientArrivals
+
+
 class ArrivalPart(Settings):
     """One of several processes that are laid over each other, with its share of the rate."""
 
     share: Annotated[float, Field(gt=0, le=1)]
-    arrivals: Annotated[
-        PoissonArrivals
-        | GammaArrivals
-        | WeibullArrivals
-        | MMPP2Arrivals
-        | MMPPArrivals
-        | OnOffArrivals
-        | CoxArrivals
-        | ProfileArrivals
-        | FlashCrowdArrivals
-        | ClientArrivals,
-        Field(discriminator="kind"),
-    ]
+    arrivals: Annotated[_OpenKinds, Field(discriminator="kind")]
 
 
 class SuperposedArrivals(Settings):
@@ -258,18 +249,4 @@ class ClosedLoopArrivals(Settings):
     think_sigma: Annotated[float, Field(ge=0, le=3)] = 1.0
 
 
-Arrivals = Annotated[
-    PoissonArrivals
-    | GammaArrivals
-    | WeibullArrivals
-    | MMPP2Arrivals
-    | MMPPArrivals
-    | OnOffArrivals
-    | CoxArrivals
-    | ProfileArrivals
-    | FlashCrowdArrivals
-    | ClientArrivals
-    | SuperposedArrivals
-    | ClosedLoopArrivals,
-    Field(discriminator="kind"),
-]
+Arrivals = Annotated[_OpenKinds | SuperposedArrivals | ClosedLoopArrivals, Field(discriminator="kind")]
