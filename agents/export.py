@@ -21,8 +21,8 @@ from safetensors.numpy import save as tensors_to_bytes
 
 from agents.network import ACTIVATIONS, OUTPUTS, Layer, NumpyAgent
 from llm_env.errors import InputOutputError, UserError
+from llm_env.features import FEATURE_NAMES, NUM_FEATURES
 from llm_env.provenance import versions
-from llm_env.view import FEATURE_NAMES, NUM_FEATURES
 
 FORMAT = 1
 WEIGHTS, MANIFEST = "agent.safetensors", "agent.json"

@@ -14,10 +14,10 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIX_FULL, MULTIDISCRETE, ORDERS
+from llm_env.features import FEATURE_NAMES
 from llm_env.records import SHORTEST_PREFILL
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios
 from llm_env.systems import Systems, Workload
-from llm_env.view import FEATURE_NAMES
 
 Indices = int | Iterable[int] | None
 # budget tau*, whole prompts, shortest first, in each form of action: what passes the time before training begins

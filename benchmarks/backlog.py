@@ -18,13 +18,14 @@ from benchmarks.kernel import busy_chat
 from benchmarks.measure import Effort, Figure, Lap, Work, alternate, spread
 from llm_env.build import load, new_states, single
 from llm_env.config import Scenario, with_changes
-from llm_env.records import QUEUE_ORDERS, State, snapshot
+from llm_env.records import KV_PROMPT, QUEUE_ORDERS, Decision, State, View, decision, policy, snapshot
 from llm_env.rollout import compiled_rollout
 from llm_env.workload import blank_requests
 
 _TTFT_S = 1e6
 _WARM = 2000  # requests that are admitted first, in order of arrival: then the number that run is steady
-_MOST_S, _LOOK_S = 0.5, 0.02  # CPU time of a lap and between two looks at the clock: some orders take long
+_MOST_S, _LOOK_S = 0.5, 0.02  # CPU time of a lap and between two looks at the clock, should an order take long
+_FIRST = 5  # batches; the first with an order looks once at everybody who waits
 
 
 def figures(effort: Effort) -> list[Figure]:
@@ -79,6 +80,16 @@ def with_backlog(scenario: Scenario, backlog: int) -> State:
     return states
 
 
+def ordered(order: int, quantum_s: float) -> Any:
+    """Sarathi with a queue order, as `baselines.sarathi.make_ordered`, and with levels to tell apart."""
+
+    @policy
+    def decide(view: View) -> Decision:
+        return decision(512, max_running=128, order=order, kv_rule=KV_PROMPT, watermark=0.01, quantum_s=quantum_s)
+
+    return decide
+
+
 def batches(states: State, mine: State, order: int, backlog: int) -> Work:
     """Batches of Sarathi with a queue order, from the same situation in every lap.
 
@@ -88,17 +99,17 @@ def batches(states: State, mine: State, order: int, backlog: int) -> Work:
         order: the queue order.
         backlog: so many wait; a tenth as many batches count, at least 40, so that it hardly shrinks.
     """
-    decide: Any = make_ordered(512, 128, order)
+    decide = ordered(order, float(np.median(states.requests["prefill_s"])) / 4)
     run, most = compiled_rollout(), min(50_000, max(40, backlog // 10))
 
     def lap() -> Lap:
         for array, given in zip(mine, states, strict=True):
             np.copyto(array, given)
         system, done, passed = single(mine), 0, 0.0
+        run(system, decide, _FIRST)  # these do not count: the order is new, nothing is known of it, caches are cold
         began = time.process_time()
-        run(system, decide, 1)  # does not count: the order has changed and the caches are cold
+        run(system, decide, 1)
         chunk = max(1, min(1000, int(_LOOK_S / (time.process_time() - began))))
-        run(system, decide, min(chunk, 5))  # neither do these, as far as they are cheap
         while done < most and passed < _MOST_S:
             began = time.process_time()
             done += run(system, decide, min(chunk, most - done))

@@ -51,20 +51,19 @@ def _first_step() -> dict[str, float]:
 
 def _trace(path: str) -> dict[str, float]:
     """From a trace file to metrics: Sarathi on the shipped chat scenario, with logs."""
-    import baselines
     from llm_env.config import with_changes
     from llm_env.metrics import EVERYTHING, summarise
-    from llm_env.rollout import rollout
     from llm_env.scenarios import load_scenario
-    from llm_env.workload import read_requests
+    from llm_env.simulate import simulate
+    from llm_env.workload import draw_workload, read_requests
 
-    scenario = with_changes(load_scenario("chat"), {"episode.arrivals_s": 1e8, "episode.horizon_s": 2e8})
-    decide = baselines.make_policy("sarathi")
-    rollout(scenario, decide, read_requests(path)[0][:100], 0, record=True)  # loads the compiled code
+    chat = load_scenario("chat")
+    simulate(chat, draw_workload(chat, 0), "sarathi")  # loads the compiled code
+    scenario = with_changes(chat, {"episode.arrivals_s": 1e8, "episode.horizon_s": 2e8})
     clock = [time.process_time()]
     requests, _ = read_requests(path, slo=scenario.slo, workload=scenario.workload)
     clock.append(time.process_time())
-    state = rollout(scenario, decide, requests, 0, record=True)
+    state = simulate(scenario, requests, "sarathi", in_place=True)
     clock.append(time.process_time())
     summary = summarise(state, scenario, *EVERYTHING)
     clock.append(time.process_time())
@@ -78,6 +77,15 @@ def _trace(path: str) -> dict[str, float]:
         "batches": summary.num_batches,
         "peak_mib": _peak_mib(),
     }
+
+
+def _command(path: str) -> dict[str, float]:
+    """All of `python -m llm_env simulate --trace FILE`, imports and loading of compiled code with it."""
+    began = time.process_time()
+    from llm_env.cli import main as command
+
+    assert command(["simulate", "--trace", path]) == 0
+    return {"cpu_s": time.process_time() - began, "peak_mib": _peak_mib()}
 
 
 def _peak_mib() -> float:
@@ -94,7 +102,7 @@ def _peak_mib() -> float:
 def main() -> None:
     """Runs the task of the command line."""
     task, arguments = sys.argv[1], sys.argv[2:]
-    found = {"import": _import, "first-step": _first_step, "trace": _trace}[task](*arguments)
+    found = {"import": _import, "first-step": _first_step, "trace": _trace, "command": _command}[task](*arguments)
     from benchmarks.measure import calibration  # afterwards: it imports more than the task has
 
     print(json.dumps(found | {"calibration": calibration(0.2)}))

@@ -9,7 +9,7 @@ import numpy as np
 from agents.network import OUTPUTS, NumpyAgent
 from agents.ppo import PPOSettings
 from benchmarks.measure import Effort, Figure, Work, alternate, time_figure, timed
-from llm_env.view import NUM_FEATURES
+from llm_env.features import NUM_FEATURES
 
 BATCHES = (1, 256)
 _CALLS = 100

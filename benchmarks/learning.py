@@ -9,7 +9,7 @@ import numpy as np
 from agents.ppo import PPOSettings, make_ppo
 from agents.vec_env import ServingVecEnv
 from benchmarks.measure import Effort, Figure, Work, alternate, rate_figure, timed
-from llm_env.view import NUM_FEATURES
+from llm_env.features import NUM_FEATURES
 
 NUM_ENVS = 256  # as train.py has it
 _STAGGER_STEPS = 800  # about the decisions of an episode

@@ -59,7 +59,7 @@ FULL = Effort(
     backlogs=(100, 1_000, 10_000, 100_000, 1_000_000),
     trace_requests=1_000_000,
     warm_steps=300,
-    study_seeds=8,
+    study_seeds=160,
     processes=(1, 2),
     cold_start=True,
 )

@@ -6,6 +6,8 @@ inside the TBT target, so that one action means the same on every scenario.
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 
 from llm_env.batching import next_helpable
@@ -38,6 +40,7 @@ CHUNK_LEVELS = (128, 512, UNLIMITED)  # most prefill tokens per prompt
 ORDERS = (FCFS, SHORTEST_PREFILL, EARLIEST_DEADLINE, LEAST_SLACK, MOORE_HODGSON)
 NVEC = (len(BUDGET_LEVELS), len(MIXES), len(CHUNK_LEVELS), len(ORDERS))
 MASK_LENGTH = sum(NVEC)
+_NUM_BUDGETS, _NUM_MIXES, _NUM_CHUNKS, _NUM_ORDERS = NVEC
 
 # Discrete form: (budget level, mix, chunk level, order)
 _WHOLE = len(CHUNK_LEVELS) - 1
@@ -60,6 +63,22 @@ def describe(levels: tuple[int, int, int, int]) -> str:
     budget, mix, chunk, order = levels
     limit = "" if CHUNK_LEVELS[chunk] == UNLIMITED else f", chunk {CHUNK_LEVELS[chunk]}"
     return f"{BUDGET_LEVELS[budget]:g}x {MIXES[mix]} {QUEUE_ORDERS[ORDERS[order]]}{limit}"
+
+
+def is_allowed(action: np.ndarray, kind: int) -> bool:
+    """Whether an array is surely an action of one system: (4,) levels, an index of no axis or (4,) floats, not NaN."""
+    if kind == BOX:
+        return action.shape == (4,) and action.dtype.kind == "f" and not isnan(sum(action.tolist()))
+    if action.dtype.kind not in "iu":
+        return False
+    if kind == DISCRETE:
+        return action.shape == () and 0 <= action.item() < len(DISCRETE_TABLE)
+    if action.shape != (4,):
+        return False
+    budget, mix, chunk, order = action.tolist()
+    return (
+        0 <= budget < _NUM_BUDGETS and 0 <= mix < _NUM_MIXES and 0 <= chunk < _NUM_CHUNKS and 0 <= order < _NUM_ORDERS
+    )
 
 
 # ---- action -> Decision --------------------------------------------------------------------------------------------

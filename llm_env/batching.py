@@ -12,14 +12,14 @@ from llm_env.dtypes import COMPUTING, FAR, INF, PARALLEL_PREFILL
 from llm_env.jit import njit
 from llm_env.kv import blocks_for, grow
 from llm_env.link import add_transfer
-from llm_env.orders import closed_gate, decode_cut, decode_key, may_decode, place_merged, place_moore_hodgson
+from llm_env.orders import closed_gate, decode_cut, decode_key, place_merged, place_moore_hodgson
 from llm_env.placing import (
     admit,
     chunk,
     left_tokens,
+    may_decode,
     place_decode,
     place_fitting_decodes,
-    place_leading_decodes,
     place_partial,
     place_swapped,
     prefill_room,
@@ -49,19 +49,21 @@ def form_batch(state: State, w, d: Decision) -> None:
     worker.batch_longest = 0
     worker.batch_evicted = 0
     worker.batch_admitted = 0
+    worker.leading_decodes = 0
+    worker.summed = 0
     if d.packing == NEVER_MIX:
         _place_prefills(state, w, d)
         if worker.batch_size == 0:
-            _place_decodes(state, w, d, d.max_decodes)
+            _place_decodes(state, w, d, d.max_decodes, d.decode_within_s, closed_gate(state, w, d))
     elif d.packing == PREFILL_FIRST:
         _place_prefills(state, w, d)
         left = d.token_budget - worker.batch_tokens if worker.batch_prompts > 0 else UNLIMITED
-        _place_decodes(state, w, d, min(d.max_decodes, left))
+        _place_decodes(state, w, d, min(d.max_decodes, left), d.decode_within_s, closed_gate(state, w, d))
     elif d.packing == LIST_ORDER:
         _place_list(state, w, d)
         _place_prefills(state, w, d)
     else:
-        _place_decodes(state, w, d, d.max_decodes)
+        _place_decodes(state, w, d, d.max_decodes, d.decode_within_s, closed_gate(state, w, d))
         _place_prefills(state, w, d)
     if d.decode_within_s < FAR or d.gate_tokens > 0:
         _place_held_back(state, w, d)
@@ -78,60 +80,68 @@ def _place_held_back(state: State, w, d: Decision) -> None:
     left = worker.batch_size - worker.batch_prompts + d.token_budget - worker.batch_tokens
     if worker.batch_size == 0:
         limit = min(d.max_decodes, left) if d.packing == LIST_ORDER else d.max_decodes
-        _place_some_decodes(state, w, d, limit, FAR, 0, 0)
+        _place_decodes(state, w, d, limit, FAR, 0)
     elif d.fill_decodes == 1:
         if d.packing != NEVER_MIX or worker.batch_prompts == 0:
-            _place_some_decodes(state, w, d, min(d.max_decodes, left), FAR, 0, 0)
+            _place_decodes(state, w, d, min(d.max_decodes, left), FAR, 0)
 
 
 # ---- 1. decodes ----------------------------------------------------------------------------------------------------
-@njit(forceinline=True)
-def _place_decodes(state: State, w, d: Decision, limit) -> None:
-    """Places decodes in list order; if there are more than `limit`, the first by `decode_order`. Then swapped ones."""
+@njit
+def _place_decodes(state: State, w, d: Decision, limit, within_s, gate) -> None:
+    """Places decodes, of those that `may_decode`, in list order until there are `limit` in the batch.
+
+    If there are more, the first by `decode_order` go (under LIST_ORDER those of the list). Then swapped ones.
+    """
     worker = state.workers[w]
-    all_go = limit >= worker.num_running - worker.num_partial and d.decode_within_s >= FAR and d.gate_tokens == 0
-    position = 0
+    all_go, position = limit >= worker.num_running - worker.num_partial, 0
     if all_go:
-        position = place_fitting_decodes(state.requests, state.running[w], state.batch[w], worker, state.system[0])
-    if position < worker.num_running or worker.num_swapped > 0:
-        gate = closed_gate(state, w, d) if d.gate_tokens > 0 else 0
-        _place_some_decodes(state, w, d, limit, d.decode_within_s, gate, position)
+        position = _place_fitting(state, w, within_s, gate, UNLIMITED, False)
+    if position < worker.num_running:
+        _place_some_decodes(state, w, d, limit, within_s, gate, position, all_go)
+    if worker.num_swapped > 0:
+        place_swapped(state, w, d, limit - (worker.batch_size - worker.batch_prompts))
+
+
+@njit(forceinline=True)
+def _place_fitting(state: State, w, within_s, gate, most, leading) -> int:
+    """`placing.place_fitting_decodes` of worker w."""
+    requests, running, batch = state.requests, state.running[w], state.batch[w]
+    return place_fitting_decodes(
+        requests, running, batch, state.workers[w], state.system[0], within_s, gate, most, leading
+    )
 
 
 @njit
-def _place_some_decodes(state: State, w, d: Decision, limit, within_s, gate, position) -> None:
-    """`_place_decodes` where not all decodes may go, memory runs out or swapped requests wait; from a position on."""
+def _place_some_decodes(state: State, w, d: Decision, limit, within_s, gate, position, all_go) -> None:
+    """`_place_decodes` where not all decodes may go or memory runs out; from a position on."""
     worker, system = state.workers[w], state.system[0]
     before = worker.batch_size - worker.batch_prompts  # decodes that are placed already
-    if limit > before:
-        latest, latest_i = INF, state.requests.shape[0]
-        if d.packing != LIST_ORDER:
-            latest, latest_i = decode_cut(state, w, limit - before, d, within_s, gate)
-        while position < worker.num_running:
-            i = state.running[w, position]
-            r = state.requests[i]
-            places = may_decode(system, r, within_s, gate)
-            if d.packing == LIST_ORDER:
-                places = places and worker.batch_size - worker.batch_prompts < limit
-            elif places:
-                key = decode_key(state, r, i, d)
-                places = key < latest or (key == latest and i <= latest_i)
-            if not places or place_decode(state, w, position, d):
-                position += 1
-    if worker.num_swapped > 0:
-        place_swapped(state, w, d, limit - (worker.batch_size - worker.batch_prompts))
+    if limit <= before:
+        return
+    latest, latest_i = INF, state.requests.shape[0]
+    if d.packing != LIST_ORDER and not all_go:
+        latest, latest_i = decode_cut(state, w, limit - before, d, within_s, gate)
+    while position < worker.num_running:
+        i = state.running[w, position]
+        r = state.requests[i]
+        places = may_decode(system, r, within_s, gate)
+        if d.packing == LIST_ORDER:
+            places = places and worker.batch_size - worker.batch_prompts < limit
+        elif places and not all_go:
+            key = decode_key(state, r, i, d)
+            places = key < latest or (key == latest and i <= latest_i)
+        if not places or place_decode(state, w, position, d):
+            position += 1
 
 
 @njit
 def _place_list(state: State, w, d: Decision) -> None:
     """vLLM v1: running requests in list order, decodes and chunks alike, while the budget lasts. Then swapped ones."""
     worker, system = state.workers[w], state.system[0]
-    position, decodes = 0, 0
-    gate = closed_gate(state, w, d) if d.gate_tokens > 0 else 0
-    if d.decode_within_s >= FAR and gate == 0 and worker.num_moving == 0:
-        most = min(d.max_decodes, d.token_budget)
-        position = place_leading_decodes(state.requests, state.running[w], state.batch[w], worker, system, most)
-        decodes = position
+    gate = closed_gate(state, w, d)
+    position = _place_fitting(state, w, d.decode_within_s, gate, min(d.max_decodes, d.token_budget), True)
+    decodes = position
     while position < worker.num_running and worker.batch_tokens < d.token_budget:
         r = state.requests[state.running[w, position]]
         if r.computed_tokens >= r.prefill_tokens:
@@ -169,7 +179,7 @@ def _place_prefills(state: State, w, d: Decision) -> None:
 def _place_partials(state: State, w, d: Decision) -> None:
     """Chunks of partly prefilled requests in list order."""
     worker = state.workers[w]
-    position = 0
+    position = worker.leading_decodes
     while position < worker.num_running and worker.num_partial > 0:
         r = state.requests[state.running[w, position]]
         if r.in_batch > 0 or left_tokens(r) <= 0:

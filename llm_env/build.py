@@ -15,6 +15,7 @@ from llm_env.core import advance
 from llm_env.dtypes import (
     ACTIVE,
     BATCH,
+    CACHE_LINE,
     CLIENT,
     GAP,
     INF,
@@ -36,14 +37,25 @@ from llm_env.dtypes import (
 from llm_env.jit import IN_PLAIN_PYTHON
 from llm_env.orders import WINDOW
 from llm_env.queue import clear_queue, tree_levels
-from llm_env.records import BY_DEADLINE, BY_LATEST_START, BY_PROMPT, NUM_BUCKETS, NUM_RANKS, NUM_SETS, State
+from llm_env.records import (
+    BY_CLIENT,
+    BY_DEADLINE,
+    BY_LATEST_START,
+    BY_PROMPT,
+    NUM_BUCKETS,
+    NUM_RANKS,
+    NUM_ROWS,
+    NUM_SETS,
+    UNKNOWN,
+    State,
+)
 from llm_env.service import curve_budget, prefill_times, service_curve
 from llm_env.workload import draw_noise
 
 UNLIMITED_BLOCKS = 1 << 40
 SLO_BUDGET_CAP = 1 << 20  # tokens; the SLO budget of a system whose batches take no time per token
 _FIRST_NOISE = 4096  # iterations of noise drawn at first; more are drawn as they are needed
-_FIRST_LOG = 4096
+_FIRST_LOG, _LOG_PER_REQUEST = 4096, 8  # rows; what is not written to takes no memory, a log that grows twice its own
 
 
 def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
@@ -117,9 +129,9 @@ def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = 
     worker = worker_records(scenario)
     num_queues = int(worker["queue"].max()) + 1
     transfers = 1 if scenario.system.layout == "replicas" else workers * (running + 1)
-    log_rows = _FIRST_LOG + 4 * workers * running if record else 0
+    log_rows = _FIRST_LOG + 4 * workers * running + _LOG_PER_REQUEST * capacity if record else 0
     states = State(
-        requests=np.zeros((num_envs, capacity), REQUEST),
+        requests=_aligned((num_envs, capacity), REQUEST),
         system=np.repeat(system_record(scenario, record)[None], num_envs, axis=0),
         workers=np.repeat(worker[None], num_envs, axis=0),
         running=np.zeros((num_envs, workers, running), np.int64),
@@ -127,7 +139,7 @@ def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = 
         order=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
         rank=np.zeros((num_envs, NUM_RANKS, capacity), np.int64),
         queues=np.zeros((num_envs, num_queues), QUEUE),
-        sets=np.zeros((num_envs, num_queues, NUM_SETS, levels[-1]), np.int64),
+        sets=np.zeros((num_envs, num_queues, NUM_ROWS, levels[-1]), np.int64),
         levels=np.repeat(levels[None], num_envs, axis=0),
         buckets=np.zeros((num_envs, num_queues, 2, NUM_BUCKETS), np.int64),
         cursors=np.zeros((num_envs, NUM_BUCKETS - 1), np.int64),
@@ -139,6 +151,14 @@ def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = 
         gap_log=np.zeros((num_envs, log_rows), GAP),
     )
     return _readable(states)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that begin with a cache line, which those of numpy need not."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _readable(states: State) -> State:
@@ -153,6 +173,16 @@ def single(states: State, e: int = 0) -> State:
     return State(*(array[e] for array in states))
 
 
+def adopt(states: State, requests: np.ndarray) -> State:
+    """The one, unused system of `states` with these REQUESTs as its own records in place of room for a copy of them.
+
+    Where they are then loaded, they change with the run. A script of a closed loop has too little room and is copied.
+    """
+    if len(requests) == 0 or is_script(requests):
+        return states
+    return _readable(states._replace(requests=np.ascontiguousarray(requests)[None]))
+
+
 def with_capacity(states: State, capacity: int) -> State:
     """The same systems with room for at least `capacity` requests each; the same object if there is room already."""
     if states.requests.shape[1] >= capacity:
@@ -161,7 +191,7 @@ def with_capacity(states: State, capacity: int) -> State:
     levels = tree_levels(capacity)
     num_envs = states.requests.shape[0]
     old_levels = states.levels[0]
-    sets = np.zeros((num_envs, states.queues.shape[1], NUM_SETS, levels[-1]), np.int64)
+    sets = np.zeros((num_envs, states.queues.shape[1], NUM_ROWS, levels[-1]), np.int64)
     for level in range(len(old_levels) - 1):
         size = old_levels[level + 1] - old_levels[level]
         old = states.sets[..., old_levels[level] : old_levels[level + 1]]
@@ -169,6 +199,7 @@ def with_capacity(states: State, capacity: int) -> State:
     for level in range(len(old_levels) - 1, len(levels) - 1):  # the old root's word and the new words above it
         below = sets[..., levels[level - 1]] != 0
         sets[..., levels[level]] = below
+    sets[:, :, NUM_SETS:] = UNKNOWN
     return _readable(
         states._replace(
             requests=_widened(states.requests, 1, capacity),
@@ -184,13 +215,20 @@ def with_capacity(states: State, capacity: int) -> State:
 def _widened(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     shape = list(array.shape)
     shape[axis] = size
-    wide = np.zeros(shape, array.dtype)
+    wide = _aligned(tuple(shape), array.dtype)
     wide[tuple(slice(0, n) for n in array.shape)] = array
     return wide
 
 
 def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
-    """Puts a workload into system e and moves it to its first decision.
+    """Puts a workload into system e and moves it to its first decision; see `prepare`."""
+    states = prepare(states, e, requests, seed)
+    advance(single(states, e))
+    return states
+
+
+def prepare(states: State, e: int, requests: np.ndarray, seed: int) -> State:
+    """Puts a workload into system e, whose clock has still to be moved to the first decision (`core.advance`).
 
     Args:
         requests: (n,) REQUEST as `llm_env.workload` makes it, copied: in order of arrival, or the script of a closed
@@ -209,28 +247,39 @@ def load(states: State, e: int, requests: np.ndarray, seed: int) -> State:
     targets[:] = requests
     targets["prefill_tokens"] = targets["prompt_tokens"]
     targets["declared_tokens"] = np.maximum(targets["declared_tokens"], targets["output_tokens"])
-    clients, targets["tenant"] = np.unique(targets["client"], return_inverse=True)
+    clients, targets["tenant"], counts = np.unique(targets["client"], return_inverse=True, return_counts=True)
     system["num_clients"] = len(clients)
     state.clients[:] = np.zeros(1, CLIENT)[0]
+    state.clients["first"][: len(clients)] = np.cumsum(counts) - counts
+    targets["prefill_s"] = prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
+    system["prefill_gap"] = _least_gap(targets["prefill_s"])
     clear_queue(state)
     if closed:
         start_users(state, n)
     else:
         ttft_due = targets["arrival_s"] + targets["ttft_target_s"]
-        targets["latest_start_s"] = ttft_due - prefill_times(state.system, targets["prompt_tokens"], np.zeros(n))
+        targets["latest_start_s"] = ttft_due - targets["prefill_s"]
         _rank(state, targets, ttft_due)
     state.workers["free_blocks"] = system["kv_blocks"]
     if state.noise.shape[1]:
         for w in range(state.noise.shape[0]):
             state.noise[w] = draw_noise(seed, w, 0, state.noise.shape[1], *_families(system))
-    advance(state)
     return states
+
+
+def _least_gap(seconds: np.ndarray) -> float:
+    """The least difference of two unequal times over the largest time; 1 if all are equal."""
+    steps = np.diff(np.sort(seconds))
+    steps = steps[steps > 0]
+    return float(steps.min() / seconds.max()) if len(steps) else 1.0
 
 
 def _rank(state: State, requests: np.ndarray, ttft_due_s: np.ndarray) -> None:
     """Ranks all requests of an open loop, once. Args: ttft_due_s: (n,) their TTFT deadlines."""
     n = len(requests)
     keys = ((BY_PROMPT, requests["prompt_tokens"]), (BY_DEADLINE, ttft_due_s))
+    if state.system["num_clients"][0] > 1:
+        keys = (*keys, (BY_CLIENT, requests["tenant"]))
     for which, key in (*keys, (BY_LATEST_START, requests["latest_start_s"])):
         order = np.argsort(key, kind="stable")
         state.order[which - 1, :n] = order

@@ -154,10 +154,11 @@ def _simulate(arguments: argparse.Namespace) -> None:
     }
 
     if arguments.out is None:
-        summary = summarise(simulate(scenario, requests, policy, parameters, arguments.seed), scenario, *window)
+        state = simulate(scenario, requests, policy, parameters, arguments.seed, in_place=True)
+        summary = summarise(state, scenario, *window)
     else:
         with staged_folder(arguments.out) as folder:
-            state = simulate(scenario, requests, policy, parameters, arguments.seed)
+            state = simulate(scenario, requests, policy, parameters, arguments.seed, in_place=True)
             summary = summarise(state, scenario, *window)
             write_run(folder, state, scenario, summary, run)
     if arguments.json:

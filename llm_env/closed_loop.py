@@ -10,9 +10,9 @@ column SYSTEM.script = n on lie
 - State.order, row 1: how many requests with prompts of a length have arrived, at the length's first rank;
 - State.rank, row 0: that first rank, for each row of the script.
 
-Ranks by prompt are places in the whole script, so they are known at arrival and stay. Ranks by deadline and by latest
-start count those that have arrived: a new one moves those with later keys up by one, which are few because keys grow
-with time.
+Ranks by prompt and by client are places in the whole script, so they are known at arrival and stay. Ranks by deadline
+and by latest start count those that have arrived: a new one moves those with later keys up by one, which are few
+because keys grow with time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from llm_env.jit import njit
 from llm_env.queue import edge_s, tree_add, tree_remove
 from llm_env.records import (
+    BY_CLIENT,
     BY_DEADLINE,
     BY_LATEST_START,
     BY_PROMPT,
@@ -31,7 +32,6 @@ from llm_env.records import (
     SET_LATEST_START,
     State,
 )
-from llm_env.service import prefill_seconds
 
 _HEAP, _ARRIVED = 0, 1  # rows of State.order behind SYSTEM.script
 
@@ -58,6 +58,7 @@ def start_users(state: State, n: int) -> None:
     state.rank[BY_PROMPT - 1, n : 2 * n] = np.searchsorted(np.sort(script["prompt_tokens"]), script["prompt_tokens"])
     state.order[_ARRIVED, n : 2 * n] = 0
     system["num_users"], system["script"] = len(firsts), n
+    state.clients["first"][script["tenant"][firsts]] = firsts
     firsts = firsts[script["arrival_s"][firsts] < system["arrivals_s"]]
     firsts = firsts[np.argsort(script["arrival_s"][firsts], kind="stable")]  # sorted, and so a heap
     state.order[_HEAP, n : n + len(firsts)] = n + firsts
@@ -92,15 +93,18 @@ def ask(state: State, i) -> None:
     system.num_thinking -= 1
     _show_next(state)
     r = requests[i]
-    r.latest_start_s = r.arrival_s + r.ttft_target_s - prefill_seconds(system, r.prompt_tokens)
+    r.latest_start_s = r.arrival_s + r.ttft_target_s - r.prefill_s
     first = state.rank[BY_PROMPT - 1, script + r.row]
     place = first + state.order[_ARRIVED, script + first]
     state.order[_ARRIVED, script + first] += 1
     state.order[BY_PROMPT - 1, place] = i
     state.rank[BY_PROMPT - 1, i] = place
+    state.order[BY_CLIENT - 1, r.row] = i
+    state.rank[BY_CLIENT - 1, i] = r.row
     _insert(state, BY_DEADLINE, i)
     _insert(state, BY_LATEST_START, i)
     system.num_ranked += 1
+    system.next_edge_s = 0.0
     for edge in range(NUM_BUCKETS - 1):
         if r.latest_start_s < edge_s(system, edge, system.now_s):
             state.cursors[edge] += 1

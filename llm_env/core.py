@@ -6,6 +6,8 @@ is no random number here; noise was drawn before the run.
 
 from __future__ import annotations
 
+import numpy as np
+
 from llm_env.batching import form_batch, next_helpable
 from llm_env.clients import charge_token, client_arrives
 from llm_env.closed_loop import ask, think
@@ -20,12 +22,13 @@ from llm_env.dtypes import (
     NEEDS_ROOM,
     PARALLEL_PREFILL,
     REJECTED,
+    REPLICAS,
     ROLE_PREFILL,
     RUNNING,
     WAITING,
 )
 from llm_env.jit import njit
-from llm_env.kv import never_fits, release
+from llm_env.kv import never_fits, position_of, release, unlist
 from llm_env.link import (
     add_transfer,
     arrived_transfer,
@@ -40,7 +43,8 @@ from llm_env.queue import count_arrival, join, pass_time
 from llm_env.records import Decision, State
 from llm_env.router import route_arrival, route_decode
 from llm_env.service import batch_seconds
-from llm_env.slo import slo_met, stamp_token
+from llm_env.slo import slo_met, stamp_token, stamped
+from llm_env.sums import no_sums, remember, with_request
 
 
 @njit
@@ -65,13 +69,15 @@ def step(state: State, d: Decision) -> None:
     if d.hold_s > 0.0:
         worker.held_until_s = system.now_s + min(d.hold_s, system.max_hold_s)
     else:
+        num_swapped = worker.num_swapped
         form_batch(state, w, d)
         if worker.batch_size > 0:
             _start(state, w)
         elif worker.batch_evicted == 0:  # else it asks again at once: there is room now, and fewer to evict
             worker.held_until_s = system.now_s + system.max_hold_s
-        if worker.batch_evicted > 0 and system.num_transfers > 0:
-            _transfer(state)  # who is to move here may have room now
+        makes_room = worker.batch_evicted > 0 or worker.num_swapped < num_swapped
+        if makes_room and system.num_transfers > 0:
+            _transfer(state)  # who is to move here
     advance(state)
 
 
@@ -215,7 +221,7 @@ def _arrive(state: State, time_s) -> bool:
 def _finish(state: State, w) -> None:
     """The batch of worker w ends: every entry gets its tokens at this moment."""
     system, worker = state.system[0], state.workers[w]
-    used_blocks = _used_blocks(state, w) if system.record == 1 else 0
+    held_blocks = used_blocks(state, w) if system.record == 1 else 0
     num_done = _stamp_batch(state.requests, state.batch[w], worker, system, w, state.gap_log)
     if num_done > 0 or worker.role == ROLE_PREFILL or system.num_clients > 1:
         _follow_up(state, w)
@@ -224,7 +230,7 @@ def _finish(state: State, w) -> None:
     system.prefill_done += worker.batch_prefill
     system.decode_done += num_decodes
     if system.record == 1:
-        _log_batch(state, w, num_decodes, used_blocks)
+        _log_batch(state, w, num_decodes, held_blocks)
     if system.layout == PARALLEL_PREFILL:
         send_chunks(state, w)
     if num_done > 0:
@@ -235,33 +241,43 @@ def _finish(state: State, w) -> None:
 def _stamp_batch(requests, batch, worker, system, w, gap_log) -> int:
     """Every entry of the batch gets its tokens; who is through with its prompt emits one.
 
-    The arrays are rows of the State, not the State itself: the loop runs once per request and batch.
+    The arrays are rows of the State, not the State itself, and counters are kept in variables: the loop runs once per
+    request and batch. If nobody else runs there, the worker remembers the sums that its next View shows.
 
     Returns:
         How many requests have emitted their last token; they are not finished yet.
     """
-    end_s, num_done = worker.end_s, 0
+    end_s, rule, record, helps = worker.end_s, system.slo_rule, system.record == 1, system.layout == PARALLEL_PREFILL
+    first_tokens, tokens = system.step_first_token, system.step_token
+    num_done, num_prefilled, sums = 0, 0, no_sums()
     run_gap_s, run_count = -1.0, 0  # successive equal gaps are logged as one row
     for k in range(worker.batch_size):
-        r = requests[batch[k, 0]]
-        if r.worker != w:
+        r = requests[np.uintp(batch[k, 0])]
+        if helps and r.worker != w:
             continue  # a chunk for a prompt of another worker
         r.in_batch = 0
         prefilled = r.computed_tokens < r.prefill_tokens
         r.computed_tokens += batch[k, 1]
-        if r.computed_tokens < r.prefill_tokens:
-            continue
-        if prefilled:
-            worker.num_partial -= 1
-        gap_s = stamp_token(system, r, end_s)
-        if gap_s >= 0.0 and system.record == 1:
-            if gap_s != run_gap_s:
-                _log_gaps(system, gap_log, run_gap_s, run_count)
-                run_gap_s, run_count = gap_s, 0
-            run_count += 1
-        if r.emitted_tokens == r.output_tokens:
-            num_done += 1
+        if r.computed_tokens >= r.prefill_tokens:
+            if prefilled:
+                num_prefilled += 1
+            gap_s, first_token, token = stamped(r, end_s, rule)
+            first_tokens += first_token
+            tokens += token
+            if record and gap_s >= 0.0:
+                if gap_s != run_gap_s:
+                    _log_gaps(system, gap_log, run_gap_s, run_count)
+                    run_gap_s, run_count = gap_s, 0
+                run_count += 1
+            if r.emitted_tokens == r.output_tokens:
+                num_done += 1
+                continue
+        sums = with_request(sums, r, rule)
     _log_gaps(system, gap_log, run_gap_s, run_count)
+    system.step_first_token, system.step_token = first_tokens, tokens
+    worker.num_partial -= num_prefilled
+    if system.layout == REPLICAS and worker.batch_size == worker.num_running:
+        remember(worker, sums)
     return num_done
 
 
@@ -354,7 +370,7 @@ def _move(state: State, k) -> None:
     t = state.transfers[k]
     i = t.request
     r, source, target = state.requests[i], state.workers[t.source], state.workers[t.target]
-    _unlist(state, t.source, i)
+    unlist(state, t.source, position_of(state, t.source, i))
     source.num_moving -= 1
     source.free_blocks += r.blocks
     r.blocks = t.blocks
@@ -386,20 +402,9 @@ def _gather(state: State, k) -> None:
     charge_token(state, t.request)
     if r.emitted_tokens == r.output_tokens:
         _complete(state, t.target, t.request)
-        _unlist(state, t.target, t.request)
+        unlist(state, t.target, position_of(state, t.target, t.request))
         if system.num_users > 0:
             think(state, t.request, r.finish_s)
-
-
-@njit
-def _unlist(state: State, w, i) -> None:
-    """Takes request i out of the running list of worker w."""
-    worker, position = state.workers[w], 0
-    while state.running[w, position] != i:
-        position += 1
-    worker.num_running -= 1
-    for k in range(position, worker.num_running):
-        state.running[w, k] = state.running[w, k + 1]
 
 
 # ---- logs ----------------------------------------------------------------------------------------------------------
@@ -412,7 +417,7 @@ def _log_gaps(system, gap_log, gap_s, count) -> None:
 
 
 @njit
-def _log_batch(state: State, w, num_decodes, used_blocks) -> None:
+def _log_batch(state: State, w, num_decodes, held_blocks) -> None:
     system, worker = state.system[0], state.workers[w]
     b = state.batch_log[system.num_batches]
     b.worker = w
@@ -423,14 +428,16 @@ def _log_batch(state: State, w, num_decodes, used_blocks) -> None:
     b.decode_tokens = num_decodes
     b.num_waiting = system.num_waiting
     b.num_running = worker.num_running
-    b.kv_used_blocks = used_blocks
+    b.kv_used_blocks = held_blocks
     system.num_batches += 1
 
 
 @njit
-def _used_blocks(state: State, w) -> int:
-    """KV blocks that the running requests hold at the end of the batch, before anything is freed."""
-    blocks = 0
-    for position in range(state.workers[w].num_running):
+def used_blocks(state: State, w) -> int:
+    """KV blocks that the requests hold that run on worker w."""
+    worker, blocks = state.workers[w], 0
+    if state.system[0].num_transfers == 0:  # nothing is on its way, so that what is not free or cached is theirs
+        return state.system[0].kv_blocks - worker.free_blocks - worker.cached_blocks
+    for position in range(worker.num_running):
         blocks += state.requests[state.running[w, position]].blocks
     return blocks

@@ -6,6 +6,8 @@ Seconds are float64 and tokens int64 everywhere.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from llm_env.settings import MAX_POINTS
@@ -19,57 +21,74 @@ FUTURE, WAITING, RUNNING, FINISHED, REJECTED, MOVING, SWAPPED = range(7)  # REQU
 STATUS_NAMES = ("future", "waiting", "running", "finished", "rejected", "moving", "swapped")
 NOBODY = -1  # no request, no worker: the end of a list
 
-REQUEST = np.dtype(
+CACHE_LINE = 64  # bytes
+
+
+def offset_of(dtype: np.dtype, name: str) -> int:
+    """Where a field of a record begins, in bytes."""
+    fields: Any = dtype.fields
+    return fields[name][1]
+
+
+def _in_whole_lines(dtype: np.dtype) -> np.dtype:
+    """The same fields and `spare`, which fills the last cache line: the first fields then lie in as few as can be."""
+    spare = -dtype.itemsize % CACHE_LINE // 8
+    fields: Any = dtype.descr + ([("spare", "i8", (spare,))] if spare else [])
+    return np.dtype(fields, align=True)
+
+
+_REQUEST = np.dtype(
     [
-        # what arrived; the workload writes it once
-        ("arrival_s", "f8"),
-        ("prompt_tokens", "i8"),
-        ("output_tokens", "i8"),  # the truth; only the kernel reads it
-        ("predicted_tokens", "f8"),  # what a length predictor said, NaN if none
-        ("slo_class", "i8"),
-        ("ttft_target_s", "f8"),
-        ("tbt_target_s", "f8"),
-        ("weight", "f8"),
-        ("client", "i8"),  # -1 if unknown
-        ("session", "i8"),  # -1 if none
-        ("row", "i8"),  # its place in the input, since requests are kept in order of arrival
-        # what became of it; the kernel writes it
-        ("status", "i8"),
-        ("worker", "i8"),  # where it runs or last ran, -1 before
+        # what every batch touches, in two or three cache lines; (w): the workload writes it, else the kernel
         ("in_batch", "i8"),  # its tokens in the batch being formed or executed; 1 while it moves, else 0
-        ("prefill_tokens", "i8"),  # what must be prefilled now: the prompt, after an eviction also what was generated
         ("computed_tokens", "i8"),  # tokens with KV on the worker
-        ("declared_tokens", "i8"),  # most output tokens that its client allows; the workload writes it
-        ("emitted_tokens", "i8"),  # output tokens made so far
+        ("prefill_tokens", "i8"),  # what must be prefilled now: the prompt, after an eviction also what was generated
         ("blocks", "i8"),  # KV blocks held
-        ("kv_rule", "i8"),  # the KV manager that admitted it
-        ("latest_start_s", "f8"),  # the prefill must start by then for the first token to be on time
-        ("first_scheduled_s", "f8"),
-        ("first_token_s", "f8"),
+        ("emitted_tokens", "i8"),  # output tokens made so far
+        ("output_tokens", "i8"),  # (w) the truth; only the kernel reads it
         ("last_token_s", "f8"),
-        ("finish_s", "f8"),
+        ("tbt_target_s", "f8"),  # (w)
+        ("arrival_s", "f8"),  # (w)
+        ("ttft_target_s", "f8"),  # (w)
         ("max_tbt_s", "f8"),  # NaN before the second token
         ("late_gaps", "i8"),  # gaps above the TBT target
         ("late_tokens", "i8"),  # tokens after arrival + TTFT target + (j - 1) * TBT target
-        ("evictions", "i8"),
+        ("weight", "f8"),  # (w)
+        ("declared_tokens", "i8"),  # (w) most output tokens that its client allows
         ("credit", "i8"),  # reward book-keeping: 1 credited for its first token, -1 taken back, 0 neither
-        # what only some systems look at; first what the workload writes
-        ("previous", "i8"),  # the previous turn of its session, NOBODY if none
-        ("shared_tokens", "i8"),  # of its prompt: the previous turn's prompt and output
-        # and what the kernel writes
+        # what some moments touch
+        ("status", "i8"),
+        ("worker", "i8"),  # where it runs or last ran, -1 before
+        ("kv_rule", "i8"),  # the KV manager that admitted it
+        ("away_tokens", "i8"),  # of its prompt, with helpers: being computed or gathered
+        ("prompt_tokens", "i8"),  # (w)
+        ("first_scheduled_s", "f8"),
+        ("first_token_s", "f8"),
+        ("finish_s", "f8"),
+        ("evictions", "i8"),
+        ("latest_start_s", "f8"),  # the prefill must start by then for the first token to be on time
+        ("prefill_s", "f8"),  # seconds to prefill its prompt alone; known once the workload is loaded
+        # what only some policies and systems look at
+        ("predicted_tokens", "f8"),  # (w) what a length predictor said, NaN if none
+        ("slo_class", "i8"),  # (w)
+        ("client", "i8"),  # (w) -1 if unknown
+        ("session", "i8"),  # (w) -1 if none
+        ("row", "i8"),  # (w) its place in the input, since requests are kept in order of arrival
+        ("previous", "i8"),  # (w) the previous turn of its session, NOBODY if none
+        ("shared_tokens", "i8"),  # (w) of its prompt: the previous turn's prompt and output
+        ("think_s", "f8"),  # (w) closed loops: its user's thought before it; NEVER in an open one
         ("tenant", "i8"),  # its client, counted from 0
         ("queue", "i8"),  # where it waits or waited
         ("home", "i8"),  # the worker that a router gave it to, NOBODY in a shared queue
-        ("away_tokens", "i8"),  # of its prompt, with helpers: being computed or gathered
         ("num_helpers", "i8"),  # chunks of it with helpers
         ("hit_tokens", "i8"),  # of its prompt, found in the prefix cache
         ("cached_blocks", "i8"),  # finished: blocks that its worker keeps for the next turn
         ("next", "i8"),  # links of the list it stands in: evicted, swapped or cached
         ("before", "i8"),
-        ("think_s", "f8"),  # closed loops: its user's thought before it; NEVER in an open one; the workload writes it
     ],
     align=True,
 )
+REQUEST = _in_whole_lines(_REQUEST)
 
 # ---- the system ----------------------------------------------------------------------------------------------------
 RULE_MAX, RULE_P99, RULE_DEADLINE = range(3)  # SYSTEM.slo_rule
@@ -130,6 +149,7 @@ SYSTEM = np.dtype(
         ("arrivals_s", "f8"),  # no user of a closed loop sends a request at or after this
         ("num_users", "i8"),  # of a closed loop, 0 in an open one
         ("script", "i8"),  # closed loops: the row of State.requests at which the script begins
+        ("prefill_gap", "f8"),  # two unequal prefill_s differ by at least this share of the larger
         # the clock
         ("now_s", "f8"),
         ("phase", "i8"),
@@ -137,6 +157,7 @@ SYSTEM = np.dtype(
         ("epoch", "i8"),  # decisions taken
         ("next_arrival", "i8"),  # index of the first request that has not arrived
         ("num_ranked", "i8"),  # requests with ranks: in an open loop all, in a closed one those that have arrived
+        ("next_edge_s", "f8"),  # before this no waiting request passes an edge of the slack buckets
         ("num_thinking", "i8"),  # closed loops: users whose next arrival is known
         # those that wait, over all queues
         ("num_waiting", "i8"),  # with the resumed ones
@@ -192,6 +213,15 @@ WORKER = np.dtype(
         ("last_batch_prefill", "i8"),  # of these, prefill
         ("batch_evicted", "i8"),  # evictions while the batch was formed
         ("batch_admitted", "i8"),  # admissions while it was formed
+        ("leading_decodes", "i8"),  # while it is formed: so many at the head of the running list are decodes, or more
+        # what its next View sums up over those that run (`llm_env.sums`)
+        ("summed", "i8"),  # 1: the following hold, 0: something has changed
+        ("context_tokens", "i8"),
+        ("emitted_tokens", "i8"),
+        ("declared_tokens", "i8"),
+        ("partial_tokens", "i8"),
+        ("num_clean", "i8"),
+        ("due_s", "f8"),
         ("memory", "f8"),  # what its policy asked to be told again
         ("num_moving", "i8"),  # of the running requests: those whose KV is leaving for another worker
         ("num_incoming", "i8"),  # requests that have a place here and whose KV is on its way
@@ -252,5 +282,10 @@ TRANSFER = np.dtype(
 )
 
 CLIENT = np.dtype(
-    [("service", "f8"), ("num_waiting", "i8")], align=True
-)  # service: weighted tokens (`llm_env.clients`)
+    [
+        ("service", "f8"),  # weighted tokens (`llm_env.clients`)
+        ("num_waiting", "i8"),
+        ("first", "i8"),  # the rank BY_CLIENT of the first of its requests
+    ],
+    align=True,
+)

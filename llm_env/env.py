@@ -10,12 +10,12 @@ import numpy as np
 
 from llm_env.actions import BUDGET_LEVELS, DISCRETE_TABLE, NVEC
 from llm_env.config import Scenario
+from llm_env.features import FEATURE_NAMES, FEATURES
 from llm_env.records import QUEUE_ORDERS
 from llm_env.render import History, render_ansi, render_rgb
 from llm_env.reward import REWARD_TERMS
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
 from llm_env.systems import NUM_TRAINING_SEEDS, Systems
-from llm_env.view import FEATURE_NAMES, FEATURES
 from llm_env.workload import WHOLE
 
 PAGE = """
@@ -176,17 +176,14 @@ class ServingEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One decision: forms a batch (or none) on the worker that asks, and moves to the next decision."""
-        systems = self._systems
-        systems.set_actions(np.asarray(action)[None])
-        worker = int(systems.state(0).system["worker"][0]) if self._history is not None else 0
-        step = systems.step(self._all)
-        if self._history is not None:
-            self._history.note(systems.state(0), worker)
-        info: dict[str, Any] = {name: values[0].item() for name, values in step.infos.items()}
-        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
-        if terminated or truncated:
-            info |= systems.outcome(0)
-        return step.observations[0], float(step.rewards[0]), terminated, truncated, info
+        systems, history = self._systems, self._history
+        worker = int(systems.state(0).system["worker"][0]) if history is not None else 0
+        step = systems.step_alone(action)
+        if history is not None:
+            history.note(systems.state(0), worker)
+        if step[2] or step[3]:
+            step[4].update(systems.outcome(0))
+        return step
 
     def render(self) -> Any:
         """Text ("ansi") or a (height, width, 3) uint8 picture ("rgb_array") of the present state."""

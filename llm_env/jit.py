@@ -23,6 +23,11 @@ from typing import Any
 import numba
 from numba.core import config as numba_config
 
+try:
+    from llm_env.units import compile_unit
+except (ImportError, AttributeError):  # a numba that is built otherwise: it compiles slowly, and keeps nothing
+    compile_unit = None
+
 config: Any = numba_config  # filled from the environment when it is imported, which type checkers cannot see
 IN_PLAIN_PYTHON = bool(config.DISABLE_JIT)  # NUMBA_DISABLE_JIT=1: no compiler, for debugging and for tests
 PACKAGE = Path(__file__).resolve().parent
@@ -56,6 +61,7 @@ _ENVIRONMENTS = (
     "measured",
     "metrics",
     "optimum",
+    "part",
     "render",
     "scenarios",
     "spaces",
@@ -123,7 +129,7 @@ def cache_folder() -> str:
 
 
 def njit(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-    """`numba.njit(cache=True, error_model="numpy", _nrt=False)` with the cache in `cache_folder()`.
+    """`numba.njit(cache=True, error_model="numpy", _nrt=False)` in units (`llm_env.units`), kept in `cache_folder()`.
 
     Without numba's runtime (`_nrt`) nothing counts references. A State is 18 arrays, all of which the caller keeps
     alive, and counting them at each call took more time than the simulation (docs/performance.md). Compiled code then
@@ -134,19 +140,14 @@ def njit(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     kwargs.setdefault("_nrt", False)
     if IN_PLAIN_PYTHON:
         return numba.njit(*args, **kwargs)
-    if len(args) == 1 and not kwargs.get("signature") and callable(args[0]) and not isinstance(args[0], str):
+    if len(args) == 1 and callable(args[0]) and not isinstance(args[0], str):
         return _compile(args[0], (), kwargs)
     return lambda function: _compile(function, args, kwargs)
 
 
-def _compile(function: Callable[..., Any], signature: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
-    before = config.CACHE_DIR
-    config.CACHE_DIR = cache_folder()  # numba reads it when it decorates; other packages keep their own
-    try:
-        return numba.njit(*signature, **options)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        return numba.njit(*signature, **{**options, "cache": False})(function)  # typed at a prompt: there is no file
-    finally:
-        config.CACHE_DIR = before
+def _compile(function: Callable[..., Any], signatures: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    folder = cache_folder()  # now: the sources that were imported are the ones to hash
+    kept = options.pop("cache")
+    if compile_unit is not None:
+        return compile_unit(function, signatures, options, folder if kept else "")
+    return numba.njit(*signatures, **options)(function)

@@ -173,9 +173,7 @@ def evict(state: State, w, position, swap) -> None:
     i = state.running[w, position]
     r = state.requests[i]
     alone = worker.num_running == 1
-    for k in range(position, worker.num_running - 1):
-        state.running[w, k] = state.running[w, k + 1]
-    worker.num_running -= 1
+    unlist(state, w, position)
     if r.computed_tokens < r.prefill_tokens:
         worker.num_partial -= 1
     release(state, w, i)
@@ -195,6 +193,26 @@ def evict(state: State, w, position, swap) -> None:
     r.hit_tokens = 0
     client_waits_again(state, i)
     push_front(state, i)
+
+
+@njit
+def position_of(state: State, w, i) -> int:
+    """Where request i stands in the running list of worker w; it must be there."""
+    position = 0
+    while state.running[w, position] != i:
+        position += 1
+    return position
+
+
+@njit
+def unlist(state: State, w, position) -> None:
+    """Takes running[w, position] out of the list; the others keep their order."""
+    worker = state.workers[w]
+    worker.num_running -= 1
+    worker.summed = 0
+    worker.leading_decodes = 0
+    for k in range(position, worker.num_running):
+        state.running[w, k] = state.running[w, k + 1]
 
 
 # ---- swapped requests ----------------------------------------------------------------------------------------------

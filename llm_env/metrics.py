@@ -7,7 +7,6 @@ American Statistician 50(4), 1996). What cannot be measured is NaN.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,7 +111,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, in order. NaN where a measure does not exist."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
 
 def summarise(state: State, scenario: Scenario, from_s: float | None = None, until_s: float | None = None) -> Summary:
@@ -131,7 +130,8 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
         raise ValueError("the run kept no logs: run it with record=True")
     q = state.requests[: int(system["num_requests"])]
     measured, window_s = _window(q, scenario, from_s, until_s)
-    attained = {rule: slo_marks(q, rule)[measured] for rule in SLO_RULES}
+    verdicts = judged(q)[measured]
+    attained = {rule: verdicts[:, 1 + k] for k, rule in enumerate(SLO_RULES)}
     met = attained[scenario.slo.rule]
     status = q["status"][measured]
     finished, rejected = int(np.sum(status == FINISHED)), int(np.sum(status == REJECTED))
@@ -144,7 +144,7 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
         slo_rule=scenario.slo.rule,
         slo_attainment=_mean(met),
         **{f"slo_attainment_{rule}": _mean(marks) for rule, marks in attained.items()},
-        ttft_attainment=_mean(ttft_marks(q)[measured]),
+        ttft_attainment=_mean(verdicts[:, 0]),
         goodput_per_s=_ratio(int(np.sum(met)), window_s),
         unstable=is_unstable(state, scenario, from_s, until_s),
         **_request_times(q, measured),
@@ -291,16 +291,18 @@ def _batches(state: State) -> dict[str, Any]:
     system = state.system[0]
     log = state.batch_log[: int(system["num_batches"])]
     prefill, decode = int(log["prefill_tokens"].sum()), int(log["decode_tokens"].sum())
-    used = log["kv_used_blocks"] / float(system["kv_blocks"])
-    seconds = log["end_s"] - log["start_s"]
-    limited = bool(system["kv_limited"]) and len(log) > 0
+    used_mean = used_max = math.nan
+    if system["kv_limited"] and len(log) > 0:
+        used = log["kv_used_blocks"] / float(system["kv_blocks"])
+        seconds = log["end_s"] - log["start_s"]
+        used_mean, used_max = _ratio(float(np.dot(used, seconds)), float(seconds.sum())), float(used.max())
     return {
         "num_batches": len(log),
         "mean_batch_tokens": _ratio(prefill + decode, len(log)),
         "mean_batch_requests": _mean(log["num_requests"]),
         "prefill_share": _ratio(prefill, prefill + decode),
-        "kv_used_mean": _ratio(float(np.dot(used, seconds)), float(seconds.sum())) if limited else math.nan,
-        "kv_used_max": float(used.max()) if limited else math.nan,
+        "kv_used_mean": used_mean,
+        "kv_used_max": used_max,
     }
 
 
@@ -342,8 +344,9 @@ def weighted_quantiles(values: np.ndarray, counts: np.ndarray, shares: tuple[flo
     total = int(counts.sum())
     if total == 0:
         return np.full(len(shares), math.nan)
-    order = np.argsort(values, kind="stable")
-    ends = np.cumsum(counts[order])  # position, from 1, of the last copy of each value
+    order = np.argsort(values)
+    ends = counts[order]
+    np.cumsum(ends, out=ends)  # position, from 1, of the last copy of each value
     position = (total - 1) * np.asarray(shares, np.float64)
     below = np.floor(position).astype(np.int64)
     above = np.minimum(below + 1, total - 1)

@@ -13,15 +13,27 @@ line problems" (Operations Research 2(1), 1954).
 
 from __future__ import annotations
 
-from llm_env.dtypes import FAR, INF, RUNNING
+from llm_env.dtypes import INF, RUNNING
 from llm_env.jit import njit
-from llm_env.placing import admit, chunk, left_tokens, place_partial, prefill_room
+from llm_env.least import (
+    MAX_LEVEL,
+    first_by_level,
+    first_by_ratio,
+    first_least,
+    key_of,
+    response_ratio,
+    skip_join_level,
+)
+from llm_env.placing import admit, chunk, left_tokens, may_decode, place_partial, prefill_room
 from llm_env.queue import head, member_request, tree_next
 from llm_env.records import (
     DECODE_OLDEST,
     EARLIEST_DEADLINE,
     FAIR_CLIENTS,
     FCFS,
+    KEY_PREDICTED,
+    KEY_SERVICE,
+    KEY_WEIGHT,
     LEAST_SLACK,
     PREDICTED_SHORTEST,
     PRIORITY,
@@ -39,7 +51,6 @@ from llm_env.records import (
 from llm_env.service import mean_seconds, prefill_seconds
 
 WINDOW = 64  # Moore-Hodgson looks at this many feasible waiting requests, those with the earliest deadlines
-MAX_LEVEL = 30  # of LEAST_ATTAINED
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
@@ -60,8 +71,7 @@ def _key(state: State, r, d: Decision) -> float:
     if order == LEAST_SLACK:
         return _due_s(r) - prefill_seconds(system, left_tokens(r))
     if order == RESPONSE_RATIO:
-        service_s = prefill_seconds(system, left_tokens(r))
-        return -(system.now_s - r.arrival_s + service_s) / service_s if service_s > 0.0 else -INF
+        return -response_ratio(system.now_s - r.arrival_s, prefill_seconds(system, left_tokens(r)))
     return _standing(state, r, d)
 
 
@@ -70,14 +80,20 @@ def _standing(state: State, r, d: Decision) -> float:
     """The keys that do not depend on whether a request prefills or decodes."""
     system = state.system[0]
     if d.order == PRIORITY:
-        return -r.weight
+        return key_of(state, r, KEY_WEIGHT)
     if d.order == FAIR_CLIENTS:
-        return state.clients[r.tenant].service
-    if d.starve_s > 0.0 and system.now_s - max(r.arrival_s, r.last_token_s) > d.starve_s:
+        return key_of(state, r, KEY_SERVICE)
+    if _starves(system, r, d):
         return -INF
     if d.order == PREDICTED_SHORTEST:
-        return r.predicted_tokens if r.predicted_tokens >= 0.0 else INF  # NaN: nothing was predicted
+        return key_of(state, r, KEY_PREDICTED)
     return float(_level(system, r, d.quantum_s))
+
+
+@njit
+def _starves(system, r, d: Decision) -> bool:
+    """True if REQUEST r got no token for so long that it goes first."""
+    return d.starve_s > 0.0 and system.now_s - max(r.arrival_s, r.last_token_s) > d.starve_s
 
 
 @njit
@@ -87,12 +103,10 @@ def _level(system, r, quantum_s) -> int:
     """
     if quantum_s <= 0.0:
         return 0
-    prefill_s, joined = prefill_seconds(system, r.prompt_tokens), 0
-    while joined < MAX_LEVEL and quantum_s * (1 << joined) < prefill_s:
-        joined += 1
+    joined = skip_join_level(r.prefill_s, quantum_s)
     attained_s, level = 0.0, joined
     if r.emitted_tokens > 0:
-        attained_s = prefill_s + (r.emitted_tokens - 1) * mean_seconds(system, 1) / system.fastest
+        attained_s = r.prefill_s + (r.emitted_tokens - 1) * mean_seconds(system, 1) / system.fastest
     while level < MAX_LEVEL and quantum_s * ((1 << (level + 1)) - (1 << joined)) <= attained_s:
         level += 1
     return level
@@ -111,19 +125,11 @@ def decode_key(state: State, r, i, d: Decision) -> float:
     return _standing(state, r, d)
 
 
-@njit(forceinline=True)
-def may_decode(system, r, within_s, gate) -> bool:
-    """True if REQUEST r is a decode that is not in the batch, whose next token is late within `within_s` and that does
-    not stand at the gate, which is after `gate` tokens if that is above 0.
-    """
-    if r.in_batch > 0 or r.computed_tokens < r.prefill_tokens or (gate > 0 and r.emitted_tokens == gate):
-        return False
-    return within_s >= FAR or r.last_token_s + r.tbt_target_s - system.now_s <= within_s
-
-
 @njit
 def closed_gate(state: State, w, d: Decision) -> int:
     """`gate_tokens` if too few decodes stand there for it to open, else 0: no gate."""
+    if d.gate_tokens <= 0:
+        return 0
     count = 0
     for position in range(state.workers[w].num_running):
         r = state.requests[state.running[w, position]]
@@ -160,7 +166,7 @@ def _first_partial(state: State, w, d: Decision) -> tuple[int, float]:
     worker = state.workers[w]
     best, best_key = -1, INF
     if worker.num_partial > 0:
-        for position in range(worker.num_running):
+        for position in range(worker.leading_decodes, worker.num_running):
             r = state.requests[state.running[w, position]]
             if r.in_batch == 0 and left_tokens(r) > 0:
                 key = _key(state, r, d)
@@ -170,27 +176,28 @@ def _first_partial(state: State, w, d: Decision) -> tuple[int, float]:
 
 
 @njit
-def _first_waiting(state: State, q, d: Decision) -> int:
-    """The request of queue q that the order puts first; -1 if nobody waits.
-
-    Static orders have a tree; the others look at everybody who waits.
-    """
+def first_waiting(state: State, q, d: Decision) -> int:
+    """The request of queue q that the order puts first; -1 if nobody waits."""
     if d.order == SHORTEST_PREFILL:
         return head(state, q, SET_PROMPT)
     if d.order == EARLIEST_DEADLINE:
         return head(state, q, SET_DEADLINE)
     if d.order == LEAST_SLACK:
         return head(state, q, SET_LATEST_START)
-    if state.queues[q].num_resumed > 0:
-        return state.queues[q].front
-    best, best_key = -1, INF
-    member = tree_next(state.sets[q, SET_ARRIVAL], state.levels, 0)
-    while member >= 0:
-        key = _key(state, state.requests[member], d)
-        if key < best_key or best < 0:
-            best, best_key = member, key
-        member = tree_next(state.sets[q, SET_ARRIVAL], state.levels, member + 1)
-    return best
+    oldest = head(state, q, SET_ARRIVAL)
+    if oldest < 0 or state.queues[q].num_resumed > 0:
+        return oldest
+    if d.order == RESPONSE_RATIO:
+        return first_by_ratio(state, q)
+    if d.order == PRIORITY:
+        return first_least(state, q, KEY_WEIGHT)
+    if d.order == FAIR_CLIENTS:
+        return first_least(state, q, KEY_SERVICE) if state.system[0].num_clients > 1 else oldest
+    if _starves(state.system[0], state.requests[oldest], d):
+        return oldest  # nobody who waits has starved for longer
+    if d.order == PREDICTED_SHORTEST:
+        return first_least(state, q, KEY_PREDICTED)
+    return first_by_level(state, q, d.quantum_s)
 
 
 @njit
@@ -201,7 +208,7 @@ def place_merged(state: State, w, d: Decision) -> None:
     admitting = True
     while prefill_room(worker, d) > 0:
         position, partial_key = _first_partial(state, w, d)
-        i = _first_waiting(state, worker.queue, d) if admitting else -1
+        i = first_waiting(state, worker.queue, d) if admitting else -1
         if i >= 0 and (position < 0 or queue.num_resumed > 0 or _key(state, state.requests[i], d) < partial_key):
             admitting = admit(state, w, d, i)
         elif position >= 0:

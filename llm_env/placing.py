@@ -5,8 +5,10 @@ Knows the queue and KV memory; who is placed, and in which order, is decided in 
 
 from __future__ import annotations
 
+import numpy as np
+
 from llm_env.clients import client_admitted
-from llm_env.dtypes import RUNNING
+from llm_env.dtypes import FAR, RUNNING
 from llm_env.jit import njit
 from llm_env.kv import admission_blocks, blocks_for, bring_back, grow, make_room
 from llm_env.prefix import hit_blocks, reclaim, take_over
@@ -63,14 +65,27 @@ def chunk(worker, d: Decision, remaining) -> int:
     return max(0, min(remaining, room, d.chunk_tokens))
 
 
+@njit(forceinline=True)
+def _missing_blocks(r, block_tokens) -> int:
+    """Blocks that REQUEST r lacks for one more token."""
+    if r.blocks * block_tokens > r.computed_tokens:  # dividing for every decode would cost a tenth of the time
+        return 0
+    return blocks_for(r.computed_tokens + 1, block_tokens) - r.blocks
+
+
+@njit(forceinline=True)
+def _wanted_blocks(r, missing) -> int:
+    """Blocks that must be free for a decode: vLLM v0 and Vidur want one even if it is not taken."""
+    return max(missing, 1) if r.kv_rule == KV_PROMPT else missing
+
+
 @njit
 def place_decode(state: State, w, position, d: Decision) -> bool:
     """Places the decode at a position of the running list, evicting if it must; False if it was evicted itself."""
     i = state.running[w, position]
     r, worker = state.requests[i], state.workers[w]
-    needed = blocks_for(r.computed_tokens + 1, state.system[0].block_tokens) - r.blocks
-    spare = 1 if r.kv_rule == KV_PROMPT else 0  # vLLM v0 and Vidur want a free block even if it is not taken
-    if worker.free_blocks < max(needed, spare) and not make_room(state, w, position, max(needed, spare), d):
+    wanted = _wanted_blocks(r, _missing_blocks(r, state.system[0].block_tokens))
+    if worker.free_blocks < wanted and not make_room(state, w, position, wanted, d):
         return False
     grow(state, w, i, r.computed_tokens + 1)
     place(worker, state.batch[w], r, i, 1, False, state.system[0].now_s)
@@ -78,55 +93,56 @@ def place_decode(state: State, w, position, d: Decision) -> bool:
 
 
 @njit(forceinline=True)
-def _place_fitting(worker, batch, r, i, system) -> bool:
-    """Places decode i unless it finds no block. Args: see `place`."""
-    needed = 0
-    if r.blocks * system.block_tokens <= r.computed_tokens:  # dividing for every decode would cost a tenth of the time
-        needed = blocks_for(r.computed_tokens + 1, system.block_tokens) - r.blocks
-    if worker.free_blocks < max(needed, 1 if r.kv_rule == KV_PROMPT else 0):
+def may_decode(system, r, within_s, gate) -> bool:
+    """True if REQUEST r is a decode that is not in the batch, whose next token is late within `within_s` and that does
+    not stand at the gate, which is after `gate` tokens if that is above 0.
+    """
+    if r.in_batch > 0 or r.computed_tokens < r.prefill_tokens or (gate > 0 and r.emitted_tokens == gate):
         return False
-    if needed > 0:
-        worker.free_blocks -= needed
-        r.blocks += needed
-    place(worker, batch, r, i, 1, False, system.now_s)
-    return True
+    return within_s >= FAR or r.last_token_s + r.tbt_target_s - system.now_s <= within_s
 
 
 @njit
-def place_fitting_decodes(requests, running, batch, worker, system) -> int:
-    """Places every decode of a worker in list order, until one finds no block.
+def place_fitting_decodes(requests, running, batch, worker, system, within_s, gate, most, leading) -> int:
+    """Places decodes of a worker in list order, at most `most`, until one finds no block.
 
-    The arrays are rows of the State, not the State itself: the loop runs once per request and batch.
+    The arrays are rows of the State, not the State itself, and counters are kept in variables: the loop runs once per
+    request and batch.
+
+    Args:
+        within_s, gate: see `may_decode`.
+        leading: stop at the first request that may not.
 
     Returns:
         The position at which it stopped, the number of running requests if all are placed.
     """
-    for position in range(worker.num_running):
+    block_tokens, num_running = system.block_tokens, worker.num_running
+    before, free_blocks, first_other = worker.batch_size, worker.free_blocks, num_running
+    size, position = before, 0
+    while position < num_running and size - before < most:
         i = running[position]
-        r = requests[i]
-        if r.in_batch > 0 or r.computed_tokens < r.prefill_tokens:
+        r = requests[np.uintp(i)]
+        if not may_decode(system, r, within_s, gate):
+            first_other = min(first_other, position)
+            if leading:
+                break
+            position += 1
             continue
-        if not _place_fitting(worker, batch, r, i, system):
-            return position
-    return worker.num_running
-
-
-@njit
-def place_leading_decodes(requests, running, batch, worker, system, most) -> int:
-    """Places the decodes that lead the running list, at most `most`, until one finds no block or a prompt comes.
-
-    As `place_fitting_decodes` for speed.
-
-    Returns:
-        How many were placed.
-    """
-    position = 0
-    while position < min(worker.num_running, most):
-        i = running[position]
-        r = requests[i]
-        if r.computed_tokens < r.prefill_tokens or not _place_fitting(worker, batch, r, i, system):
+        missing = _missing_blocks(r, block_tokens)
+        if free_blocks < 1 + missing and free_blocks < _wanted_blocks(r, missing):
             break
+        if missing > 0:
+            free_blocks -= missing
+            r.blocks += missing
+        r.in_batch = 1
+        batch[size, 0] = i
+        batch[size, 1] = 1
+        size += 1
         position += 1
+    worker.batch_size = size
+    worker.batch_tokens += size - before
+    worker.free_blocks = free_blocks
+    worker.leading_decodes = min(first_other, position)
     return position
 
 
@@ -184,6 +200,7 @@ def _list(state: State, w, i, d: Decision) -> int:
         while position > 0 and state.running[w, position - 1] > i:
             state.running[w, position] = state.running[w, position - 1]
             position -= 1
+        worker.leading_decodes = min(worker.leading_decodes, position)
     state.running[w, position] = i
     worker.num_running += 1
     return position

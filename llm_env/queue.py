@@ -4,8 +4,8 @@ There is one that all workers share, or one for each worker that prefills.
 
 Each order ranks the requests once, before the run (in a closed loop as they arrive), so a set is a bitmap over ranks. A
 tree of 32-bit words above it finds the next member in at most ceil(log32(n)) steps (4 for a million requests), whatever
-the backlog. Requests that were evicted stand at the front of every order, the last evicted first, and are no members of
-the sets.
+the backlog. Orders by what is no rank, because it changes while requests wait, look for it in `llm_env.least`. Requests
+that were evicted stand at the front of every order, the last evicted first, and are no members of the sets.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from math import exp
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from llm_env.dtypes import NOBODY, QUEUE
+from llm_env.dtypes import INF, NOBODY, QUEUE
 from llm_env.jit import IN_PLAIN_PYTHON, njit
 from llm_env.records import (
+    BY_CLIENT,
     BY_DEADLINE,
     BY_LATEST_START,
     BY_PROMPT,
+    KEY_SERVICE,
+    KEY_WEIGHT,
     NUM_BUCKETS,
+    NUM_SETS,
     SET_ARRIVAL,
+    SET_CLIENT,
     SET_DEADLINE,
     SET_FEASIBLE,
+    SET_HEADS,
     SET_HOPELESS,
     SET_LATEST_START,
     SET_PROMPT,
     SLACK_EDGES,
+    UNKNOWN,
     State,
 )
 
 RATE_FAST_S = 3.0  # time constants of the arrival-rate averages
 RATE_SLOW_S = 20.0
 _EDGES = np.array(SLACK_EDGES)
+_ROUNDING = 1e-14  # more than sums of a few terms of size 1 can be off
 
 
 def _lowest_bit(word) -> int:
@@ -105,6 +113,26 @@ def tree_next(tree, levels, member) -> int:
     return -1
 
 
+@njit(forceinline=True)
+def is_member(tree, member) -> bool:
+    """True if the set has it."""
+    return (tree[member >> 5] >> (member & 31)) & 1 == 1
+
+
+@njit
+def forget_bounds(bounds, tree, levels, member) -> None:
+    """There are no bounds above a member now, for it is about to join; see `llm_env.least`.
+
+    A word above one that has members and no bound has none either.
+    """
+    for level in range(levels.shape[0] - 1):
+        word = levels[level] + (member >> 5)
+        if tree[word] != 0 and bounds[word] == UNKNOWN:
+            return
+        bounds[word] = UNKNOWN
+        member >>= 5
+
+
 # ---- joining and leaving -------------------------------------------------------------------------------------------
 @njit
 def slack_bucket(state: State, i) -> int:
@@ -122,6 +150,8 @@ def join(state: State, q, i) -> None:
     queue, levels, sets, r = state.queues[q], state.levels, state.sets[q], state.requests[i]
     by_deadline = state.rank[BY_DEADLINE - 1, i]
     r.queue = q
+    for key in range(KEY_WEIGHT, KEY_SERVICE):
+        forget_bounds(sets[key], sets[SET_ARRIVAL], levels, i)
     tree_add(sets[SET_ARRIVAL], levels, i)
     tree_add(sets[SET_PROMPT], levels, state.rank[BY_PROMPT - 1, i])
     tree_add(sets[SET_DEADLINE], levels, by_deadline)
@@ -137,6 +167,40 @@ def join(state: State, q, i) -> None:
     queue.num_waiting += 1
     queue.waiting_tokens += tokens
     state.system[0].num_waiting += 1
+    if state.system[0].num_clients > 1:
+        _line_up(state, q, i)
+
+
+@njit
+def _line_up(state: State, q, i) -> None:
+    """Request i waits behind the others of its client, of which it came last."""
+    members, rank = state.sets[q, SET_CLIENT], state.rank[BY_CLIENT - 1, i]
+    tree_add(members, state.levels, rank)
+    if tree_next(members, state.levels, state.clients[state.requests[i].tenant].first) == rank:
+        _add_head(state, q, i)
+
+
+@njit
+def _add_head(state: State, q, i) -> None:
+    """Request i is now the first of its client in queue q."""
+    sets = state.sets[q]
+    forget_bounds(sets[KEY_SERVICE], sets[SET_HEADS], state.levels, i)
+    tree_add(sets[SET_HEADS], state.levels, i)
+
+
+@njit
+def _step_out(state: State, q, i) -> None:
+    """Request i no longer waits among those of its client; if it was the first, the next one is."""
+    members, heads, rank = state.sets[q, SET_CLIENT], state.sets[q, SET_HEADS], state.rank[BY_CLIENT - 1, i]
+    tree_remove(members, state.levels, rank)
+    if not is_member(heads, i):
+        return
+    tree_remove(heads, state.levels, i)
+    rank = tree_next(members, state.levels, rank)
+    if rank >= 0:
+        following = state.order[BY_CLIENT - 1, rank]
+        if state.requests[following].tenant == state.requests[i].tenant:
+            _add_head(state, q, following)
 
 
 @njit
@@ -164,6 +228,8 @@ def leave(state: State, i) -> None:
         tree_remove(sets[SET_FEASIBLE], levels, by_deadline)
     state.buckets[q, 0, bucket] -= 1
     state.buckets[q, 1, bucket] -= tokens
+    if state.system[0].num_clients > 1:
+        _step_out(state, q, i)
 
 
 @njit
@@ -189,14 +255,16 @@ def edge_s(system, edge, now_s) -> float:
 @njit
 def pass_time(state: State, now_s) -> None:
     """Moves waiting requests whose slack has shrunk to lower buckets; each passes each edge once in a run."""
+    system, single, next_edge_s = state.system[0], state.queues.shape[0] == 1, INF
+    if now_s < system.next_edge_s:
+        return
     order, levels = state.order[BY_LATEST_START - 1], state.levels
-    system, single = state.system[0], state.queues.shape[0] == 1
     for edge in range(NUM_BUCKETS - 1):
         limit_s = edge_s(system, edge, now_s)
         rank = state.cursors[edge]
         while rank < system.num_ranked and state.requests[order[rank]].latest_start_s < limit_s:
             q = 0 if single else state.requests[order[rank]].queue
-            if (state.sets[q, SET_LATEST_START, levels[0] + (rank >> 5)] >> (rank & 31)) & 1:
+            if is_member(state.sets[q, SET_LATEST_START], rank):
                 i = order[rank]
                 tokens = state.requests[i].prefill_tokens
                 state.buckets[q, 0, edge + 1] -= 1
@@ -208,6 +276,11 @@ def pass_time(state: State, now_s) -> None:
                     tree_add(state.sets[q, SET_HOPELESS], levels, i)
             rank += 1
         state.cursors[edge] = rank
+        if rank < system.num_ranked:
+            start_s = state.requests[order[rank]].latest_start_s
+            rounding_s = _ROUNDING * (abs(start_s) + system.ttft_target_s)
+            next_edge_s = min(next_edge_s, start_s - _EDGES[edge] * system.ttft_target_s - rounding_s)
+    system.next_edge_s = next_edge_s
 
 
 @njit
@@ -233,12 +306,14 @@ def head(state: State, q, which_set) -> int:
 @njit
 def member_request(state: State, which_set, member) -> int:
     """The request behind a member of a set (a rank, or the request itself where the set is by arrival)."""
-    if which_set == SET_ARRIVAL or which_set == SET_HOPELESS:
+    if which_set == SET_ARRIVAL or which_set == SET_HOPELESS or which_set == SET_HEADS:
         return member
     if which_set == SET_PROMPT:
         return state.order[BY_PROMPT - 1, member]
     if which_set == SET_LATEST_START:
         return state.order[BY_LATEST_START - 1, member]
+    if which_set == SET_CLIENT:
+        return state.order[BY_CLIENT - 1, member]
     return state.order[BY_DEADLINE - 1, member]
 
 
@@ -247,5 +322,6 @@ def clear_queue(state: State) -> None:
     state.queues[:] = np.zeros(1, QUEUE)[0]
     state.queues["front"] = NOBODY
     state.sets[:] = 0
+    state.sets[:, NUM_SETS:] = UNKNOWN
     state.buckets[:] = 0
     state.cursors[:] = 0

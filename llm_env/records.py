@@ -15,12 +15,18 @@ from numba import types
 
 from llm_env.dtypes import BATCH, CLIENT, FAR, GAP, QUEUE, REQUEST, SYSTEM, TRANSFER, WORKER
 from llm_env.jit import njit
+from llm_env.reference import pass_by_address, refer
 
 # ---- waiting requests, sorted several ways -------------------------------------------------------------------------
-BY_ARRIVAL, BY_PROMPT, BY_DEADLINE, BY_LATEST_START = range(4)  # ranks; by arrival is the index itself
-NUM_RANKS = 3  # State.order and State.rank hold the last three, at BY_... - 1
-SET_ARRIVAL, SET_PROMPT, SET_DEADLINE, SET_LATEST_START, SET_FEASIBLE, SET_HOPELESS = range(6)
-NUM_SETS = 6  # FEASIBLE: those by deadline that can still be on time; HOPELESS: the others, by arrival
+BY_ARRIVAL, BY_PROMPT, BY_DEADLINE, BY_LATEST_START, BY_CLIENT = range(5)  # ranks; by arrival is the index itself
+NUM_RANKS = 4  # State.order and State.rank hold the last four, at BY_... - 1
+SET_ARRIVAL, SET_PROMPT, SET_DEADLINE, SET_LATEST_START, SET_FEASIBLE, SET_HOPELESS, SET_CLIENT, SET_HEADS = range(8)
+NUM_SETS = 8  # FEASIBLE: those by deadline that can still be on time; HOPELESS: the others, by arrival; HEADS: of each
+# client the first that waits, by arrival (CLIENT and HEADS are empty if there is only one client)
+# `llm_env.least`: keys, the first three of SET_ARRIVAL, the last of SET_HEADS; their bounds are rows of State.sets too
+KEY_WEIGHT, KEY_PREDICTED, KEY_PREFILL, KEY_SERVICE = range(NUM_SETS, NUM_SETS + 4)
+NUM_ROWS = NUM_SETS + 4
+UNKNOWN = -(1 << 52)  # the bits of -inf: where there is no bound
 
 # Edges of the slack buckets in units of the TTFT target: bucket k holds EDGES[k-1] <= slack < EDGES[k], where slack is
 # the time left until latest_start_s. Bucket 0 is the hopeless.
@@ -39,7 +45,7 @@ class State(NamedTuple):
     order: Any  # (NUM_RANKS, capacity) int64: the request at each rank
     rank: Any  # (NUM_RANKS, capacity) int64: the rank of each request
     queues: Any  # (num_queues,) QUEUE: one, or one per worker that prefills
-    sets: Any  # (num_queues, NUM_SETS, words) int64: bitmap trees of those that wait (`llm_env.queue`)
+    sets: Any  # (num_queues, NUM_ROWS, words) int64: bitmap trees of those that wait (`llm_env.queue`), bounds of keys
     levels: Any  # (num_levels + 1,) int64: where each level of a bitmap tree starts
     buckets: Any  # (num_queues, 2, NUM_BUCKETS) int64: requests and tokens that wait in each slack bucket
     cursors: Any  # (NUM_BUCKETS - 1,) int64: first latest-start rank at or beyond each edge
@@ -75,7 +81,9 @@ _FIELD_TYPES: dict[str, tuple[np.dtype | str, int]] = {
     "batch_log": (BATCH, 1),
     "gap_log": (GAP, 1),
 }
-STATE_TYPE = types.NamedTuple(tuple(_array(*_FIELD_TYPES[f]) for f in State._fields), State)
+
+
+STATE_TYPE = pass_by_address(types.NamedTuple(tuple(_array(*_FIELD_TYPES[f]) for f in State._fields), State))
 # the same with a leading axis of environments
 STATES_TYPE = types.NamedTuple(tuple(_array(_FIELD_TYPES[f][0], _FIELD_TYPES[f][1] + 1) for f in State._fields), State)
 
@@ -85,10 +93,10 @@ def snapshot(state: State) -> State:
     return State(*(np.copy(array) for array in state))
 
 
-@njit
+@njit(inline="always")
 def row(states: State, e: int) -> State:
     """The e-th system of a vectorised state, as views on its arrays."""
-    return State(
+    state = State(
         states.requests[e],
         states.system[e],
         states.workers[e],
@@ -108,6 +116,7 @@ def row(states: State, e: int) -> State:
         states.batch_log[e],
         states.gap_log[e],
     )
+    return refer(state)
 
 
 # ---- what a policy sees and answers --------------------------------------------------------------------------------

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
 from llm_env.actions import mask_actions, to_decision
+from llm_env.addresses import prefetch, reader, states_at
 from llm_env.build import enlarge, load, new_states, single
 from llm_env.config import Scenario
-from llm_env.core import step
-from llm_env.dtypes import ACTIVE, NEEDS_ROOM
+from llm_env.core import advance, step
+from llm_env.dtypes import ACTIVE, CACHE_LINE, NEEDS_ROOM, SYSTEM, WORKER, offset_of
+from llm_env.features import observe
 from llm_env.jit import njit
-from llm_env.records import DECIDE_TYPE, STATE_TYPE, STATES_TYPE, State, row
-from llm_env.reward import reward_terms
-from llm_env.view import make_view, observe
+from llm_env.records import DECIDE_TYPE, NUM_BUCKETS, SET_ARRIVAL, SET_FEASIBLE, STATE_TYPE, State, row
+from llm_env.reward import NUM_TERMS, reward_terms
+from llm_env.view import make_view
 
 Decide = Callable[[Any], Any]  # View -> Decision, compiled by `llm_env.records.policy`
 
@@ -33,29 +35,111 @@ def _rollout(state, decide, max_steps):
     return steps
 
 
-def _step_all(states, kind, integers, floats, weights, todo, observations, rewards, terms, dt_s):
+class Exchange(NamedTuple):
+    """What goes into steps of many systems and what comes out, one row a system; the same arrays in every step."""
+
+    integers: np.ndarray  # (rows, 4) int64 actions: see `llm_env.actions.to_decision`
+    floats: np.ndarray  # (rows, 4) float64 actions
+    weights: np.ndarray  # (1, NUM_TERMS) float64 of the reward terms
+    todo: np.ndarray  # (rows,) bool: who is to move; all False afterwards
+    results: np.ndarray  # (rows, 2 + NUM_TERMS) float64: reward, dt_s and the reward terms
+    counts: np.ndarray  # (rows, 5) int64: phase, tokens and prefill tokens of the batch, requests waiting and running
+
+
+def new_exchange(rows: int, weights: np.ndarray) -> Exchange:
+    """Arrays of zeros. Args: weights: (NUM_TERMS,) of the reward terms."""
+    return Exchange(
+        integers=np.zeros((rows, 4), np.int64),
+        floats=np.zeros((rows, 4)),
+        weights=weights[None].copy(),
+        todo=np.zeros(rows, np.bool_),
+        results=np.zeros((rows, 2 + NUM_TERMS)),
+        counts=np.zeros((rows, 5), np.int64),
+    )
+
+
+_integers_at = reader(0, np.int64, 2)
+_floats_at = reader(1, np.float64, 2)
+_weights_at = reader(2, np.float64, 2)
+_todo_at = reader(3, np.bool_, 1)
+_results_at = reader(4, np.float64, 2)
+_counts_at = reader(5, np.int64, 2)
+
+
+_SYSTEM_BYTES, _WORKER_BYTES = offset_of(SYSTEM, "points"), WORKER.itemsize
+_REQUEST_BYTES = 2 * CACHE_LINE  # what every batch touches of a request comes first
+_MANY = 32  # running requests whose places in lists are fetched before it is known how many there are
+
+
+@njit
+def _fetch(states, e):
+    """Has the cache fetch what a step of system e + 1 will read, and what that reading needs of system e + 2."""
+    last = states.requests.shape[0] - 1
+    far, near = min(e + 2, last), min(e + 1, last)
+    for byte in range(0, _SYSTEM_BYTES, CACHE_LINE):
+        prefetch(states.system[far], 0, byte)
+    prefetch(states.queues[far], 0, 0)
+    prefetch(states.sets[far, 0, SET_ARRIVAL], 0, 0)
+    prefetch(states.sets[far, 0, SET_FEASIBLE], 0, 0)
+    prefetch(states.requests[near], states.system[near, 0].next_arrival, 0)
+    for byte in range(0, 2 * NUM_BUCKETS * 8, CACHE_LINE):
+        prefetch(states.buckets[far, 0, 0], 0, byte)
+    for w in range(states.workers.shape[1]):
+        for byte in range(0, _WORKER_BYTES, CACHE_LINE):
+            prefetch(states.workers[far], w, byte)
+        for byte in range(0, _MANY * 8, CACHE_LINE):
+            prefetch(states.running[far, w], 0, byte)
+            prefetch(states.batch[far, w, 0], 0, 2 * byte)
+            prefetch(states.batch[far, w, 0], 0, 2 * byte + CACHE_LINE)
+        for position in range(states.workers[near, w].num_running):
+            for byte in range(0, _REQUEST_BYTES, CACHE_LINE):
+                prefetch(states.requests[near], states.running[near, w, position], byte)
+
+
+BEGIN, LOOK = -1, -2  # in place of a kind of action
+
+
+def _step_all(table, kind, observations):
+    states, todo = states_at(table), _todo_at(table)
+    integers, floats, weights = _integers_at(table), _floats_at(table), _weights_at(table)
+    results, counts = _results_at(table), _counts_at(table)
+    left = 0
     for e in range(todo.shape[0]):
         if not todo[e]:
             continue
         state = row(states, e)
-        system = state.system[0]
-        before_s = system.now_s
-        step(state, to_decision(state, kind, integers[e], floats[e]))
-        if system.phase == NEEDS_ROOM:
-            continue
+        if kind >= 0:
+            _fetch(states, e)
+            _act(state, kind, integers[e], floats[e], weights[0], results[e], counts[e])
+            if state.system[0].phase == NEEDS_ROOM:
+                left += 1
+                continue
+        elif kind == BEGIN:
+            advance(state)
         todo[e] = False
-        rewards[e] = reward_terms(system, weights, terms[e])
-        dt_s[e] = system.now_s - before_s
         observe(state, observations[e])
+    return left
 
 
-def _observe_all(states, which, observations):
-    for e in range(which.shape[0]):
-        if which[e]:
-            observe(row(states, e), observations[e])
+@njit
+def _act(state, kind, integers, floats, weights, results, counts):
+    """One step of one system; the arrays are its rows of an `Exchange`."""
+    system = state.system[0]
+    before_s, worker = system.now_s, state.workers[system.worker]
+    step(state, to_decision(state, kind, integers, floats))
+    results[0] = reward_terms(system, weights, results[2:])
+    results[1] = system.now_s - before_s
+    counts[0] = system.phase
+    counts[1] = worker.batch_tokens
+    counts[2] = worker.batch_prefill
+    counts[3] = system.num_waiting
+    counts[4] = 0
+    for w in range(state.workers.shape[0]):
+        counts[4] += state.workers[w].num_running
 
 
-def _mask_all(states, which, masks):
+def _mask_all(table, which, masks):
+    states = states_at(table)
     for e in range(which.shape[0]):
         if which[e]:
             mask_actions(row(states, e), masks[e])
@@ -67,67 +151,29 @@ def compiled_rollout() -> Callable[..., int]:
     return njit(types.int64(STATE_TYPE, DECIDE_TYPE, types.int64))(_rollout)
 
 
-_BOOL, _F4, _F8, _I8 = types.boolean, types.float32, types.float64, types.int64
+_BOOL, _F4, _I8 = types.boolean, types.float32, types.int64
 
 
 @cache
-def compiled_step_all() -> Callable[..., None]:
-    return njit(
-        types.void(
-            STATES_TYPE,
-            _I8,
-            _I8[:, ::1],
-            _F8[:, ::1],
-            _F8[::1],
-            _BOOL[::1],
-            _F4[:, ::1],
-            _F8[::1],
-            _F8[:, ::1],
-            _F8[::1],
-        )
-    )(_step_all)
+def step_all() -> Callable[[Any, int, np.ndarray], int]:
+    """Compiled: one action in each system that is to move. The only entry for environments: each one more would have
+    to be compiled, with all that it shares with this one.
 
-
-@cache
-def compiled_observe_all() -> Callable[..., None]:
-    return njit(types.void(STATES_TYPE, _BOOL[::1], _F4[:, ::1]))(_observe_all)
-
-
-@cache
-def compiled_mask_all() -> Callable[..., None]:
-    return njit(types.void(STATES_TYPE, _BOOL[::1], _BOOL[:, ::1]))(_mask_all)
-
-
-def step_all(states: State, seeds, kind, integers, floats, weights, todo, observations, rewards, terms, dt_s) -> State:
-    """One action in each system that `todo` names; see `llm_env.actions.to_decision` for the actions.
-
-    Args:
-        seeds: (num_envs,) int64, the seeds of the systems' noise, in case more of it must be drawn.
-        kind: MULTIDISCRETE, DISCRETE or BOX.
-        integers, floats: (num_envs, 4) int64 and float64 actions.
-        weights: (NUM_TERMS,) float64 of the reward terms.
-        todo: (num_envs,) bool; all False afterwards.
-        observations, rewards, terms, dt_s: written for the systems that moved: (num_envs, NUM_FEATURES) float32,
-            (num_envs,) float64, (num_envs, NUM_TERMS) float64, (num_envs,) float64 seconds.
+    Args of the function:
+        table: addresses of a vectorised State and of an `Exchange`.
+        kind: MULTIDISCRETE, DISCRETE or BOX; BEGIN: moves prepared systems to their first decision; LOOK: moves nobody.
+        observations: (rows, NUM_FEATURES) float32, written for the systems that were to move.
 
     Returns:
-        The states: the same arrays, or larger ones where noise or logs had run out.
+        How many could not move because noise or log rows had run out; `todo` still names them.
     """
-    while True:
-        compiled_step_all()(states, kind, integers, floats, weights, todo, observations, rewards, terms, dt_s)
-        if not todo.any():
-            return states
-        states = enlarge(states, seeds)
+    return njit(_I8(_I8[:, ::1], _I8, _F4[:, ::1]))(_step_all)
 
 
-def observe_all(states: State, which: np.ndarray, observations: np.ndarray) -> None:
-    """Writes the features of the systems that `which`, (num_envs,) bool, names."""
-    compiled_observe_all()(states, which, observations)
-
-
-def mask_all(states: State, which: np.ndarray, masks: np.ndarray) -> None:
-    """Writes the action masks of the systems that `which` names into masks, (num_envs, MASK_LENGTH) bool."""
-    compiled_mask_all()(states, which, masks)
+@cache
+def mask_all() -> Callable[[Any, np.ndarray, np.ndarray], None]:
+    """Compiled: (table, which, masks) writes action masks, (rows, MASK_LENGTH) bool."""
+    return njit(types.void(_I8[:, ::1], _BOOL[::1], _BOOL[:, ::1]))(_mask_all)
 
 
 def continue_rollout(states: State, decide: Decide, seed: int, max_steps: int = 1 << 62) -> State:

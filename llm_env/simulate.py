@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from baselines import make_policy, policy_info
-from llm_env.build import load, new_states, single
+from llm_env.build import adopt, load, new_states, single
 from llm_env.config import Scenario, scenario_to_toml
 from llm_env.dtypes import ACTIVE, NEVER
 from llm_env.errors import UserError
@@ -32,14 +32,17 @@ def simulate(
     policy_name: str,
     parameters: dict[str, Any] | None = None,
     seed: int = 0,
+    in_place: bool = False,
 ) -> State:
     """Runs a policy over a workload to its end, with logs.
 
     Args:
-        requests: (n,) REQUEST in order of arrival, not changed.
+        requests: (n,) REQUEST in order of arrival.
         parameters: of the policy, its defaults where not given. A default max_running above the system's slots is
             cut to them.
         seed: of the service noise.
+        in_place: the requests become the State's own records and change with the run; else they are copied. A long
+            trace takes half the memory for them.
 
     Returns:
         The final State, without a leading axis.
@@ -49,7 +52,8 @@ def simulate(
             slots for.
     """
     decide = checked_policy(scenario, policy_name, parameters or {})
-    states = load(new_states(scenario, 1, max(1, len(requests)), record=True), 0, requests, seed)
+    states = new_states(scenario, 1, max(1, len(requests)), record=True)
+    states = load(adopt(states, requests) if in_place else states, 0, requests, seed)
     while states.system["phase"][0, 0] == ACTIVE:
         states = continue_rollout(states, decide, seed, _STEPS)
     return single(states)

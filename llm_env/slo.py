@@ -18,8 +18,7 @@ def tbt_broken(r, rule) -> bool:
     """True if REQUEST r has broken the TBT part of its SLO under the rule, whatever its remaining tokens do."""
     if rule == RULE_DEADLINE:
         return r.late_tokens > 0
-    allowed = (r.output_tokens - 1) // 100 if rule == RULE_P99 else 0
-    return r.late_gaps > allowed
+    return r.late_gaps > 0 and (rule != RULE_P99 or r.late_gaps > (r.output_tokens - 1) // 100)
 
 
 @njit
@@ -41,30 +40,42 @@ def stamp_token(system, r, time_s) -> float:
     Returns:
         The gap since the token before, in seconds; -1 for the first token.
     """
-    r.emitted_tokens += 1
-    due_s = r.arrival_s + r.ttft_target_s + (r.emitted_tokens - 1) * r.tbt_target_s
+    gap_s, first_token, token = stamped(r, time_s, system.slo_rule)
+    system.step_first_token += first_token
+    system.step_token += token
+    return gap_s
+
+
+@njit(forceinline=True)
+def stamped(r, time_s, rule) -> tuple[float, float, float]:
+    """`stamp_token` where the caller keeps the reward's counters.
+
+    Returns:
+        The gap; what is to be added to SYSTEM.step_first_token and to SYSTEM.step_token.
+    """
+    emitted_tokens = r.emitted_tokens + 1
+    r.emitted_tokens = emitted_tokens
+    due_s = r.arrival_s + r.ttft_target_s + (emitted_tokens - 1) * r.tbt_target_s
     on_time = time_s <= due_s + LATE_TOLERANCE_S
-    if on_time:
-        system.step_token += r.weight
-    else:
-        r.late_tokens += 1
-    gap_s = -1.0
-    if r.emitted_tokens == 1:
+    r.late_tokens += 0 if on_time else 1  # no branch: who is late is hard to predict
+    token = r.weight if on_time else 0.0
+    gap_s, first_token, late_gap = -1.0, 0.0, False
+    if emitted_tokens == 1:
         r.first_token_s = time_s
         if on_time:
             r.credit = 1
-            system.step_first_token += r.weight
+            first_token = r.weight
     else:
         gap_s = time_s - r.last_token_s
-        if not gap_s <= r.max_tbt_s:  # also true while max_tbt_s is NaN
-            r.max_tbt_s = gap_s
-        if gap_s > r.tbt_target_s + LATE_TOLERANCE_S:
-            r.late_gaps += 1
+        r.max_tbt_s = r.max_tbt_s if gap_s <= r.max_tbt_s else gap_s  # which it is while max_tbt_s is NaN
+        late_gap = gap_s > r.tbt_target_s + LATE_TOLERANCE_S
+        r.late_gaps += 1 if late_gap else 0
     r.last_token_s = time_s
-    if r.credit == 1 and tbt_broken(r, system.slo_rule):
+    worse = not on_time if rule == RULE_DEADLINE else late_gap
+    if worse and r.credit == 1 and tbt_broken(r, rule):
         r.credit = -1
-        system.step_first_token -= r.weight
-    return gap_s
+        first_token -= r.weight
+    return gap_s, first_token, token
 
 
 NUM_VERDICTS = 1 + len(SLO_RULES)  # columns of `judged`: TTFT met, then SLO met under each rule of SLO_RULES

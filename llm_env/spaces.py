@@ -12,9 +12,9 @@ from gymnasium import spaces
 from llm_env.actions import BOX_NAMES, DISCRETE_TABLE, NVEC
 from llm_env.config import Scenario, with_changes
 from llm_env.errors import UserError
+from llm_env.features import FEATURES
 from llm_env.scenarios import load_scenario
 from llm_env.systems import Workload, checked_load_range, drawn_from
-from llm_env.view import FEATURES
 from llm_env.workload import (
     WHOLE,
     ReadOptions,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,12 +22,14 @@ import numpy as np
 
 import baselines
 from llm_env.config import Scenario, with_changes
+from llm_env.dtypes import INF
 from llm_env.errors import UserError
 from llm_env.metrics import block_values, summarise
 from llm_env.records import State
 from llm_env.rollout import rollout
 from llm_env.workload import WHOLE, ReadReport, at_load, draw_workload, read_requests
 
+ALONE_S = 2.0  # about what a process costs before its first cell: Python, imports, compiled code
 FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
 MAX_SECONDS = 1e9  # the longest episode that settings take
 TRACE_BLOCKS = 20  # of a trace run whole, for batch-means intervals
@@ -246,6 +249,8 @@ def units(study: Study) -> list[tuple[Contender, float | None, tuple[int, ...]]]
 def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[CellResult]]]:
     """Runs all cells; the results do not depend on the number of processes.
 
+    Others than this one are started for what is left after ALONE_S: small studies are done before a process has begun.
+
     Yields:
         (pieces done, pieces in all, their new cells), in whatever order they end.
 
@@ -259,16 +264,28 @@ def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[Cel
         for done, (contender, load, seeds) in enumerate(pieces, 1):
             yield done, len(pieces), run_unit(study, contender, load, seeds)
         return
-    contender, load, seeds = pieces[0]
-    yield 1, len(pieces), run_unit(study, contender, load, seeds)  # compiles into the cache that the others read
+    first = {bool(contender.agent): k for k, (contender, *_) in reversed(list(enumerate(pieces)))}
+    here = sorted(first.values())  # a baseline and an agent: they compile into the cache that the children read
+    rest = [k for k in range(len(pieces)) if k not in here]
+    done, alone_until = 0, INF
+    for k in (*here, *rest):
+        if done >= len(here) and time.monotonic() >= alone_until:
+            break
+        done += 1
+        yield done, len(pieces), run_unit(study, *pieces[k])
+        if done == len(here):
+            alone_until = time.monotonic() + ALONE_S
+    if done == len(pieces):
+        return
+    elsewhere = [pieces[k] for k in (*here, *rest)[done:]]
     context = multiprocessing.get_context("spawn")  # forked children inherit locks of torch and numba
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # processes are used for cores: the children read this when they load numpy
-    pool = ProcessPoolExecutor(min(processes, len(pieces)), context)
+    pool = ProcessPoolExecutor(min(processes, len(elsewhere)), context)
     try:
-        futures = [pool.submit(run_unit, study, *piece) for piece in pieces[1:]]
-        for done, future in enumerate(as_completed(futures), 2):
-            yield done, len(pieces), future.result()
+        futures = [pool.submit(run_unit, study, *piece) for piece in elsewhere]
+        for more, future in enumerate(as_completed(futures), 1):
+            yield done + more, len(pieces), future.result()
     except BrokenProcessPool:
         raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
     finally:

@@ -6,24 +6,33 @@ Holds the arrays, loads workloads and calls `step_all`. Knows nothing of Gymnasi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_env.actions import ACTION_KINDS, BOX, BOX_NAMES, DISCRETE, DISCRETE_TABLE, MASK_LENGTH, NVEC
-from llm_env.build import load, new_states, single
+from llm_env.actions import (
+    ACTION_KINDS,
+    BOX,
+    BOX_NAMES,
+    DISCRETE,
+    DISCRETE_TABLE,
+    MASK_LENGTH,
+    MULTIDISCRETE,
+    NVEC,
+    is_allowed,
+)
+from llm_env.build import single
 from llm_env.config import Scenario
 from llm_env.dtypes import ACTIVE, DRAINED, HORIZON, SLO_RULES
 from llm_env.errors import UserError
+from llm_env.features import NUM_FEATURES
+from llm_env.part import Part, Workload
 from llm_env.records import State
-from llm_env.reward import NUM_TERMS, TERM_NAMES, reward_weights
-from llm_env.rollout import mask_all, observe_all, step_all
+from llm_env.reward import NUM_TERMS, TERM_NAMES
+from llm_env.rollout import new_exchange
 from llm_env.slo import judged
-from llm_env.view import NUM_FEATURES
 from llm_env.workload import capacity_requests_per_s, draw_load, draw_scenario, draw_workload, refuse_rate
 
-Workload = Callable[[int], np.ndarray]  # seed -> REQUEST array
 NUM_TRAINING_SEEDS = 1_000_000  # 0 ... 999,999; episodes that nobody seeds draw from these
 
 
@@ -66,35 +75,6 @@ class Step(NamedTuple):
     infos: dict[str, np.ndarray]  # (num_envs,) each
 
 
-@dataclass
-class _Part:
-    """One scenario of the systems: its episodes run in arrays of their own, which have its shapes.
-
-    So scenarios may differ in everything, and an episode among others is the one that it would be alone. A lone
-    scenario has row e for system e. Of several, each has rows for the systems that are at it, with room for a few more.
-    """
-
-    scenario: Scenario
-    workload: Workload
-    states: State  # (rows, ...)
-    weights: np.ndarray  # (NUM_TERMS,) float64 of the reward
-    seeds: np.ndarray  # (rows,) int64, of the episodes
-    free: list[int]  # rows that no system has
-
-    def take_row(self) -> int:
-        """A row that was free; if there is none, the arrays get a quarter more rows.
-
-        What a row holds does not matter: loading an episode overwrites it. So new rows are copies of the last one.
-        """
-        if not self.free:
-            have = len(self.seeds)
-            rows = np.arange(have + max(1, have // 4))
-            source = np.minimum(rows, have - 1)
-            self.states, self.seeds = State(*(array[source] for array in self.states)), self.seeds[source]
-            self.free = rows[have:][::-1].tolist()
-        return self.free.pop()
-
-
 class Systems:
     """`num_envs` systems of one scenario, or of several: then each episode draws its own, all equally likely.
 
@@ -125,14 +105,7 @@ class Systems:
         workloads = [drawn_from(scenario) for scenario in scenarios] if workloads is None else workloads
         rows = -(-num_envs // len(self.scenarios))  # as many as are at a scenario on average
         self._parts = [
-            _Part(
-                scenario,
-                workload,
-                new_states(scenario, rows, 256, record),
-                reward_weights(scenario.reward),
-                np.zeros(rows, np.int64),
-                list(range(rows))[::-1],
-            )
+            Part(scenario, workload, rows, self.kind, record)
             for scenario, workload in zip(self.scenarios, workloads, strict=True)
         ]
         self.scenario_index = np.zeros(num_envs, np.int64)
@@ -141,22 +114,20 @@ class Systems:
             self._rows[:] = _NO_ROW
         self._horizons_s = np.array([scenario.reward.discount_horizon_s for scenario in self.scenarios])
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
-        self._integers = np.zeros((num_envs, 4), np.int64)
-        self._floats = np.zeros((num_envs, 4), np.float64)
+        lone = len(self._parts) == 1  # then row e is that of system e
+        self._exchange = self._parts[0].exchange if lone else new_exchange(num_envs, np.zeros(NUM_TERMS))
 
     # ---- starting episodes -----------------------------------------------------------------------------------------
     def reset(self, e: int, seed: int) -> None:
         """Starts a new episode in system e with the scenario, the workload and the noise of a seed."""
         k = draw_scenario(seed, len(self._parts))
         part = self._parts[k]
-        requests = part.workload(seed)
         if len(self._parts) > 1:
             if self._rows[e] != _NO_ROW:
                 self._parts[self.scenario_index[e]].free.append(int(self._rows[e]))
             self._rows[e] = part.take_row()
-        self.scenario_index[e], row = k, int(self._rows[e])
-        part.seeds[row] = seed
-        part.states = load(part.states, row, requests, seed)
+        self.scenario_index[e] = k
+        part.load(int(self._rows[e]), seed)
 
     def restart(self, e: int, seed: int | None) -> int:
         """Starts an episode as `ServingEnv.reset` does: with a seed, that workload, and a new stream of episodes.
@@ -176,7 +147,7 @@ class Systems:
     def observe(self, which: np.ndarray) -> np.ndarray:
         """Features of the systems in the mask `which`, (num_envs, NUM_FEATURES) float32, zero elsewhere."""
         observations = np.zeros((self.num_envs, NUM_FEATURES), np.float32)
-        self._in_parts(which, lambda part, mine, out: observe_all(part.states, mine, out), observations)
+        self._in_parts(which, Part.observe, observations)
         return observations
 
     def _in_parts(self, which: np.ndarray, act: Callable[..., object], *arrays: np.ndarray) -> None:
@@ -218,32 +189,34 @@ class Systems:
             raise ValueError(f"action: expected shape {shape} with the systems first, got {actions.shape}")
         if self.kind != BOX and actions.dtype.kind not in "iu":
             raise ValueError(f"action: expected integers, got {actions!r}")
+        integers, floats = self._exchange.integers, self._exchange.floats
         if self.kind == BOX:
-            self._floats[:] = actions
-            if np.isnan(self._floats).any():
+            floats[:] = actions
+            if np.isnan(floats).any():
                 raise ValueError(f"action: NaN in {actions!r}")
             return
         if self.kind == DISCRETE:
-            self._integers[:, 0] = actions
-            good = ((self._integers[:, 0] >= 0) & (self._integers[:, 0] < len(DISCRETE_TABLE))).all()
-            allowed = f"0 to {len(DISCRETE_TABLE) - 1}"
+            integers[:, 0] = actions
+            good = ((integers[:, 0] >= 0) & (integers[:, 0] < len(DISCRETE_TABLE))).all()
         else:
-            self._integers[:] = actions
-            good = ((self._integers >= 0) & (self._integers < _NVEC)).all()
-            allowed = f"levels below {NVEC}"
+            integers[:] = actions
+            good = ((integers >= 0) & (integers < _NVEC)).all()
         if not good:
-            raise ValueError(f"action: expected {allowed}, got {actions!r}")
+            raise ValueError(f"action: expected {_ALLOWED[self.kind]}, got {actions!r}")
 
     def step(self, which: np.ndarray) -> Step:
         """One decision, with the actions set before, in every system of the mask `which`, (num_envs,) bool."""
-        n = self.num_envs
-        observations = np.zeros((n, NUM_FEATURES), np.float32)
-        rewards, dt_s = np.zeros(n), np.zeros(n)
-        terms = np.zeros((n, NUM_TERMS))
-        counts = np.zeros((n, 5), np.int64)
-        arrays = (self._integers, self._floats, observations, rewards, terms, dt_s, counts)
-        self._in_parts(which, self._move, *arrays)
-        phase, tokens, prefill, waiting, running = counts.T
+        exchange, lone = self._exchange, len(self._parts) == 1
+        observations = np.empty((self.num_envs, NUM_FEATURES), np.float32)
+        if not (lone and which.all()):
+            observations[:], exchange.results[:], exchange.counts[:] = 0.0, 0.0, 0
+        if lone:
+            exchange.todo[:] = which
+            self._parts[0].step(observations)
+        else:
+            self._in_parts(which, _step_part, *exchange[:2], observations, exchange.results, exchange.counts)
+        phase, tokens, prefill, waiting, running = exchange.counts.T.copy()
+        rewards, dt_s, *terms = exchange.results.T.copy()
         infos = {
             "dt_s": dt_s,
             "batch_tokens": tokens,
@@ -251,28 +224,49 @@ class Systems:
             "num_waiting": waiting,
             "num_running": running,
         }
-        for k, name in enumerate(TERM_NAMES):
-            infos[f"reward_{name}"] = terms[:, k].copy()
+        infos |= {f"reward_{name}": term for name, term in zip(TERM_NAMES, terms, strict=True)}
         return Step(observations, rewards, which & (phase == DRAINED), which & (phase == HORIZON), infos)
 
-    def _move(self, part, mine, integers, floats, observations, rewards, terms, dt_s, counts) -> None:
-        """Steps the systems of a scenario that the mask `mine` names; see `step_all` for the arrays, one row a system.
+    def step_alone(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """`set_actions` and `step` of the only system, with as little around the compiled call as can be.
 
         Args:
-            counts: (rows, 5) int64, written for all rows: phase, and of the worker that decided tokens and prefill
-                tokens of its batch; requests waiting and running.
+            action: (4,) levels, () index or (4,) floats.
+
+        Returns:
+            (NUM_FEATURES,) float32, reward, terminated, truncated, and the infos as Python numbers.
+
+        Raises:
+            ValueError: as `set_actions`.
         """
-        workers = part.states.system["worker"][:, 0].copy()  # who decides now
-        part.states = step_all(
-            part.states, part.seeds, self.kind, integers, floats, part.weights, mine, observations, rewards, terms, dt_s
-        )
-        system = part.states.system[:, 0]
-        decided = part.states.workers[np.arange(workers.size), workers]
-        counts[:, 0] = system["phase"]
-        counts[:, 1] = decided["batch_tokens"]
-        counts[:, 2] = decided["batch_prefill"]
-        counts[:, 3] = system["num_waiting"]
-        counts[:, 4] = part.states.workers["num_running"].sum(axis=1)
+        part = self._parts[self.scenario_index[0]]
+        exchange = part.exchange
+        action = np.asarray(action)
+        if not is_allowed(action, self.kind):
+            self.set_actions(action[None])  # which says what is wrong
+        if self.kind == MULTIDISCRETE:
+            exchange.integers[0] = action
+        elif self.kind == DISCRETE:
+            exchange.integers[0, 0] = action
+        else:
+            exchange.floats[0] = action
+        exchange.todo[0] = True
+        observation = np.zeros((1, NUM_FEATURES), np.float32)
+        part.step(observation)
+        reward, dt_s, first_token, completion, token, queue = exchange.results.tolist()[0]
+        phase, tokens, prefill, waiting, running = exchange.counts.tolist()[0]
+        info = {  # as in `step`; written out, since this is a fifth of the time of a step
+            "dt_s": dt_s,
+            "batch_tokens": tokens,
+            "prefill_share": prefill / (tokens or 1),
+            "num_waiting": waiting,
+            "num_running": running,
+            "reward_first_token": first_token,
+            "reward_completion": completion,
+            "reward_token": token,
+            "reward_queue": queue,
+        }
+        return observation[0], reward, phase == DRAINED, phase == HORIZON, info
 
     def masks(self) -> np.ndarray:
         """Which actions make a difference now (`llm_env.actions.mask_actions`), bool.
@@ -285,7 +279,7 @@ class Systems:
             return np.ones((self.num_envs, len(BOX_NAMES)), np.bool_)
         masks = np.ones((self.num_envs, MASK_LENGTH), np.bool_)
         everywhere = np.ones(self.num_envs, np.bool_)
-        self._in_parts(everywhere, lambda part, mine, out: mask_all(part.states, mine, out), masks)
+        self._in_parts(everywhere, Part.mask, masks)
         if self.kind == DISCRETE:
             return np.all(masks[:, _DISCRETE_LEVELS], axis=2)
         return masks
@@ -318,12 +312,21 @@ class Systems:
         return {SCENARIO_INDEX: float(self.scenario_index[e]), **episode_outcome(requests, scenario)}
 
 
-def _note_active(part: _Part, mine: np.ndarray, active: np.ndarray) -> None:
+def _step_part(part: Part, mine, integers, floats, observations, results, counts) -> None:
+    """Steps the systems of a scenario that the mask `mine` names; the arrays have one row a system of it."""
+    exchange = part.exchange
+    exchange.integers[:], exchange.floats[:], exchange.todo[:] = integers, floats, mine
+    part.step(observations)
+    results[:], counts[:] = exchange.results, exchange.counts
+
+
+def _note_active(part: Part, mine: np.ndarray, active: np.ndarray) -> None:
     active[:] = mine & (part.states.system["phase"][:, 0] == ACTIVE)
 
 
 _NO_ROW = -1  # of a system that has had no episode
 _NVEC = np.array(NVEC)
+_ALLOWED = {MULTIDISCRETE: f"levels below {NVEC}", DISCRETE: f"0 to {len(DISCRETE_TABLE) - 1}"}
 _DISCRETE_LEVELS = np.array(DISCRETE_TABLE) + np.concatenate([[0], np.cumsum(NVEC)[:-1]])  # places in the masks
 EPISODE_KEYS = ("num_requests", "slo_attainment", "ttft_attainment", "goodput_per_s", "ttft_p50_s", "ttft_p99_s")
 SCENARIO_INDEX = "scenario_index"  # which scenario an episode had

@@ -10,9 +10,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_env.config import Scenario
+from llm_env.features import FEATURE_NAMES
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
 from llm_env.systems import OUTCOME_KEYS, Systems
-from llm_env.view import FEATURE_NAMES
 from llm_env.workload import WHOLE
 
 
@@ -63,6 +63,7 @@ class ServingVectorEnv(VectorEnv):
         workloads = [workload_of(each, load_range, traffic) for each in self.scenarios]
         self._systems = Systems(self.scenarios, num_envs, action, workloads)
         self._ended = np.zeros(num_envs, np.bool_)
+        self._begun = np.zeros(num_envs, np.bool_)  # who has had an episode
         self._all = np.ones(num_envs, np.bool_)
 
     @property
@@ -114,9 +115,8 @@ class ServingVectorEnv(VectorEnv):
         for e in np.flatnonzero(which):
             episode_seeds[e] = self._systems.restart(int(e), seeds[e])
         self._ended &= ~which
-        self._observations = np.where(which[:, None], self._systems.observe(which), getattr(self, "_observations", 0))
-        self._observations = self._observations.astype(np.float32)
-        return self._observations.copy(), {"episode_seed": episode_seeds, "_episode_seed": which.copy()}
+        self._begun |= which
+        return self._systems.observe(self._begun), {"episode_seed": episode_seeds, "_episode_seed": which.copy()}
 
     # ---- step ------------------------------------------------------------------------------------------------------
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -133,7 +133,7 @@ class ServingVectorEnv(VectorEnv):
         observations = step.observations
         infos: dict[str, Any] = {}
         for name, values in step.infos.items():
-            infos[name], infos[f"_{name}"] = np.where(which, values, 0), which.copy()
+            infos[name], infos[f"_{name}"] = values, which.copy()
         if restarted:
             observations[~which] = self._systems.observe(~which)[~which]
             self._add_seeds(infos, restarted)
@@ -141,8 +141,7 @@ class ServingVectorEnv(VectorEnv):
         self._ended = ended if self.autoreset_mode != AutoresetMode.SAME_STEP else np.zeros_like(ended)
         if ended.any():
             observations = self._end(ended, observations, infos)
-        self._observations = observations
-        return observations.copy(), step.rewards, step.terminated, step.truncated, infos
+        return observations, step.rewards, step.terminated, step.truncated, infos
 
     def _end(self, ended: np.ndarray, observations: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         """Outcomes of the episodes that ended; under SAME_STEP also their last observation and the next one's first."""

@@ -106,9 +106,8 @@ class Simulator:
         """Moves the clock to where a worker must decide; False if none ever will before the horizon."""
         if any(self._is_due(worker) for worker in self.workers):
             return True  # Reading: before batches end that took no time at all
-        moved = False
         while True:
-            self._let_things_happen(moved)
+            self._let_things_happen()
             if any(self._is_due(worker) for worker in self.workers):
                 return True
             times = [r.arrival_s for r in self.requests if r.status == FUTURE]
@@ -119,24 +118,26 @@ class Simulator:
                 return False  # Reading: what happens at the horizon itself still counts
             self.network.link.move_on(self.now_s, min(times))
             self.now_s = min(times)
-            moved = True
 
-    def _let_things_happen(self, moved: bool) -> None:
-        """Everything of this moment; each of it ends all holds.
-
-        Reading: whether moves can start is looked at wherever the clock stops, so also when a hold is over.
-        """
+    def _let_things_happen(self) -> None:
+        """Everything of this moment; each of it ends all holds."""
         arrived, completed = self._let_arrive(), self._complete_batches()
-        ended = arrived or completed
-        look = moved or ended
-        gathered = self.network.complete()
-        while gathered or look:
-            ended = ended or gathered
+        gathered = self._let_move()
+        if arrived or completed or gathered:
+            self._end_holds()
+
+    def _let_move(self) -> bool:
+        """Transfers end, and moves start where there is room. True if one has ended."""
+        ended = self.network.complete()
+        self.network.start_moves()
+        while self.network.complete():  # one that takes no time at all ends at once
+            ended = True
             self.network.start_moves()
-            look, gathered = False, self.network.complete()  # one that takes no time at all ends at once
-        if ended:
-            for worker in self.workers:
-                worker.held_until_s = -1.0
+        return ended
+
+    def _end_holds(self) -> None:
+        for worker in self.workers:
+            worker.held_until_s = -1.0
 
     def _let_arrive(self) -> bool:
         before = self.num_arrived
@@ -172,16 +173,14 @@ class Simulator:
         if d.hold_s <= 0:
             form_batch(self, worker, batch, d)
             worker.last_evicted = batch.evicted  # Reading: also if nothing else came of it
-        gathered = batch.evicted > 0
-        while gathered:  # who is to come here may have room now
-            self.network.start_moves()
-            gathered = self.network.complete()
-        if not batch.entries:
-            if batch.evicted:
-                return  # Reading: it asks again at once
+        if batch.entries:
+            self._begin(worker, batch)
+        elif not batch.evicted:  # Reading: else it asks again at once
             hold_s = min(d.hold_s, self.settings.max_hold_s) if d.hold_s > 0 else self.settings.max_hold_s
             worker.held_until_s = self.now_s + hold_s
-            return
+        self._let_move()  # who was evicted or came back from the host made room
+
+    def _begin(self, worker: Worker, batch: Batch) -> None:
         for entry in batch.entries:
             if entry.request.first_scheduled_s < 0:
                 entry.request.first_scheduled_s = self.now_s

@@ -36,11 +36,11 @@ from llm_env.build import load, new_states, single
 from llm_env.config import with_changes
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, DRAINED, FINISHED
+from llm_env.features import NUM_FEATURES
+from llm_env.part import Part
 from llm_env.records import DECODES_FIRST, FCFS, MOORE_HODGSON, PREFILL_FIRST, UNLIMITED, snapshot
-from llm_env.reward import NUM_TERMS
-from llm_env.rollout import step_all
 from llm_env.scenarios import load_scenario
-from llm_env.view import NUM_FEATURES, make_view
+from llm_env.view import make_view
 from llm_env.workload import draw_workload
 
 pytestmark = pytest.mark.kernel
@@ -136,21 +136,21 @@ def drained_states(kind, integers, floats, blocks, max_steps=4000):
     rng = np.random.default_rng(11)
     rows = list(zip(np.sort(rng.uniform(0, 0.5, 14)), rng.integers(1, 400, 14), rng.integers(1, 12, 14), strict=True))
     requests = toy_requests(rows, scenario)
-    states = new_states(scenario, count, len(rows))
+    part = Part(scenario, lambda seed: requests, count, kind)
     for e in range(count):
-        states = load(states, e, requests, 0)
-    seeds = np.zeros(count, np.int64)
-    out = np.zeros((count, NUM_FEATURES), np.float32), np.zeros(count), np.zeros((count, NUM_TERMS)), np.zeros(count)
+        part.load(e, 0)
+    part.exchange.integers[:], part.exchange.floats[:] = integers, floats
+    observations = np.zeros((count, NUM_FEATURES), np.float32)
     steps = 0
-    while (todo := (states.system["phase"] == ACTIVE).any(axis=1)).any():
+    while (busy := (part.states.system["phase"] == ACTIVE).any(axis=1)).any():
         steps += 1
-        assert steps < max_steps, f"never drained: {np.flatnonzero(todo)[:10]}"
-        busy = todo.copy()
-        states = step_all(states, seeds, kind, integers, floats, np.zeros(NUM_TERMS), todo, *out)
-        worker = states.workers[:, 0]
+        assert steps < max_steps, f"never drained: {np.flatnonzero(busy)[:10]}"
+        part.exchange.todo[:] = busy
+        part.step(observations)
+        worker = part.states.workers[:, 0]
         served = (worker["batch_size"] > 0) | (worker["batch_evicted"] > 0)
         assert served[busy].all(), "an action dispatched nothing although there was work"
-    return states
+    return part.states._replace(requests=part.states.requests[:, : len(rows)])
 
 
 @pytest.mark.parametrize("blocks", [None, 110])

@@ -24,8 +24,8 @@ from agents.vec_env import ServingVecEnv
 from llm_env.actions import DISCRETE_TABLE, NVEC
 from llm_env.config import scenario_from_dict
 from llm_env.errors import InputOutputError, UserError
+from llm_env.features import NUM_FEATURES
 from llm_env.systems import NUM_TRAINING_SEEDS
-from llm_env.view import NUM_FEATURES
 from tests.conftest import ROOT
 
 SHORT = scenario_from_dict(

@@ -115,6 +115,13 @@ def test_a_written_trace_is_not_the_one_that_is_run(tmp_path):
     assert found["cpu_s"] == pytest.approx(found["read_s"] + found["run_s"] + found["summarise_s"])
 
 
+def test_the_command_on_a_trace_is_not_measured(tmp_path):
+    million.write_trace(tmp_path / "trace.csv", 300)
+    found = child.run_child("command", str(tmp_path / "trace.csv"))
+    assert found["peak_mib"] > 10
+    assert found["cpu_s"] > 0
+
+
 def test_a_child_fails_silently():
     with pytest.raises(RuntimeError, match="no-such-task"):
         child.run_child("no-such-task")
@@ -129,6 +136,7 @@ def test_targets_are_judged_by_the_wrong_figure():
     assert verdict(replace(RATE, name="env/Serving-v0, default", peer_ratio=1.5)) == (">= 1 of the peer", True)
     assert verdict(replace(TIME, name="backlog/fcfs, 1,000,000")) == ("<= 1.5", False)
     assert verdict(replace(TIME, name="backlog/priority, 1,000,000")) == ("<= 3", True)
+    assert verdict(replace(TIME, name="trace/peak memory of the command", value=1537.0)) == ("<= 1,536", False)
 
 
 def test_a_target_is_for_no_figure_of_a_full_run():
@@ -183,6 +191,51 @@ def test_the_guard_warns_or_fails_at_another_limit(worse, warns, fails):
     changes = guard.compare([replace(TIME, ratio=TIME.ratio * worse)], baseline(TIME))
     assert any("times worse" in line for line in guard.lines(changes)) == warns
     assert guard.failed(changes) == fails
+
+
+BESIDE = replace(RATE, peer="peer", peer_ratio=0.8)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "peer_ratio", "worse"),
+    [
+        (0.5, 0.8, 1.0),
+        (0.2, 0.8, 1.0),  # another processor: the peer is slower too
+        (0.5, 0.2, 1.0),  # the peer became faster
+        (0.2, 0.2, 2.5),
+    ],
+)
+def test_a_slower_machine_or_a_faster_peer_is_a_slower_figure(ratio, peer_ratio, worse, tmp_path):
+    guard.write_baseline(tmp_path / "base.json", "tiny", [BESIDE], {})
+    known = guard.read_baseline(tmp_path / "base.json", "tiny")
+    [change] = guard.compare([replace(BESIDE, ratio=ratio, peer_ratio=peer_ratio)], known)
+    assert change.worse == pytest.approx(worse)
+    alone = baseline(RATE)  # one of before there were peers
+    [change] = guard.compare([replace(BESIDE, ratio=ratio, peer_ratio=peer_ratio)], alone)
+    assert change.worse == pytest.approx(0.5 / ratio)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "measured", "fails"),
+    [
+        ([0.3], 1, False),  # a warning is not measured again
+        ([0.1, 0.4], 2, False),
+        ([0.1, 0.2, 0.3], 3, False),
+        ([0.1, 0.2, 0.24], 3, True),
+        ([0.2, 0.1, 0.1], 3, True),
+    ],
+)
+def test_a_figure_fails_at_once_or_is_measured_without_end(ratios, measured, fails):
+    left = iter(ratios)
+
+    def group():
+        return [replace(RATE, ratio=next(left)), replace(TIME, ratio=1e9)]
+
+    first = [group()[0], TIME]
+    found = guard.settled(first, baseline(RATE, TIME), {"a": group, "b": pytest.fail})
+    assert len(ratios) - len(list(left)) == measured
+    assert found == [replace(RATE, ratio=max(ratios)), TIME]  # the best counts; what was well is left alone
+    assert guard.failed(guard.compare(found, baseline(RATE, TIME))) == fails
 
 
 def test_a_new_figure_or_one_that_was_not_run_is_an_error():

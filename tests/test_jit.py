@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from numba import config
 
-from llm_env import jit
+from llm_env import jit, units
 
 ROOT = Path(__file__).resolve().parent.parent
 find_folder = jit.cache_folder.__wrapped__  # without the memory of the first answer
@@ -121,22 +121,21 @@ def test_a_folder_that_others_may_write_is_not_trusted(nowhere, monkeypatch):
     assert outer not in Path(find_folder()).parents
 
 
-def test_other_packages_keep_their_cache_folder(monkeypatch):
+def test_other_packages_keep_their_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CACHE_DIR", "/theirs")
     seen = []
-    monkeypatch.setattr(numba, "njit", lambda *_, **__: lambda f: seen.append(config.CACHE_DIR) or f)
+    monkeypatch.setattr(units, "FunctionCache", lambda _: seen.append(config.CACHE_DIR) or Fails())
     monkeypatch.setattr(config, "DISABLE_JIT", 0)
-    jit.njit(lambda x: x)
+    with pytest.raises(ValueError, match="no cache"):
+        jit.njit(lambda x: x)(1)
     assert seen == [jit.cache_folder()]
     assert config.CACHE_DIR == "/theirs"
 
-    def fails(*_, **__):
-        raise TypeError("no")
 
-    monkeypatch.setattr(numba, "njit", fails)
-    with pytest.raises(TypeError):
-        jit.njit(lambda x: x)
-    assert config.CACHE_DIR == "/theirs"
+class Fails:
+    @property
+    def cache_path(self):
+        raise ValueError("no cache")
 
 
 @pytest.mark.parametrize("filename", ["<string>", "<stdin>", "/no/such/folder/policy.py"])
@@ -199,7 +198,7 @@ def helped(x):
 """
 PROGRAM = """
 import sys, pathlib
-from llm_env import jit
+from llm_env import jit, units
 here = pathlib.Path(sys.argv[1])
 jit.CACHED_FOLDERS = (here,)
 sys.path.insert(0, str(here))
@@ -208,24 +207,88 @@ print(module.f(2), sum(module.f.stats.cache_hits.values()))
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, **more: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    environment |= {"LLM_ENV_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment |= {"LLM_ENV_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)} | more
     command = [sys.executable, "-B", "-c", PROGRAM, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_processes_share_the_cache_and_an_edit_of_an_imported_file_is_noticed(tmp_path):
+def output(process: subprocess.Popen) -> list[str]:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out.split()
+
+
+@pytest.fixture
+def program(tmp_path):
     (tmp_path / "module.py").write_text(MODULE)
     (tmp_path / "helper.py").write_text(HELPER.format(scale=1))
-    at_once = [start(tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in at_once]
-    assert [out.split()[0] for out, _ in outputs] == ["201", "201"], outputs
-    again = start(tmp_path).communicate(timeout=120)
-    assert again[0].split() == ["201", "1"], again  # compiled before, loaded now
-    (tmp_path / "helper.py").write_text(HELPER.format(scale=2))
-    edited = start(tmp_path).communicate(timeout=120)
-    assert edited[0].split() == ["402", "0"], edited
+    return tmp_path
+
+
+def test_processes_that_begin_at_once_with_an_empty_cache_all_compute_and_leave_one_file(program):
+    at_once = [start(program) for _ in range(4)]
+    assert [output(process)[0] for process in at_once] == ["201"] * 4
+    kept = [path for path in (program / "cache").rglob("*") if path.is_file()]
+    assert len(kept) == 1, kept  # of f; helped is a part of it
+    assert output(start(program)) == ["201", "1"]  # compiled before, loaded now
+
+
+def test_an_edit_of_an_imported_file_is_noticed(program):
+    assert output(start(program)) == ["201", "0"]
+    (program / "helper.py").write_text(HELPER.format(scale=2))
+    assert output(start(program)) == ["402", "0"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    ],
+    ids=["empty", "truncated", "last bit", "a bit of the code"],
+)
+def test_damaged_code_is_compiled_again(program, damage):
+    assert output(start(program)) == ["201", "0"]
+    (code,) = (program / "cache").rglob("*.nbi-*")
+    code.write_bytes(damage(code.read_bytes()))
+    assert output(start(program)) == ["201", "0"]
+    assert output(start(program)) == ["201", "1"]  # and what was damaged is replaced
+
+
+def test_a_process_that_is_killed_leaves_nothing_broken(program):
+    killed = start(program)
+    for _ in range(600):
+        if (program / "cache").exists():
+            break
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    (folder,) = (program / "cache").iterdir()
+    (folder / "half.nbi-01.tmp.23").write_bytes(b"half")
+    assert output(start(program))[0] == "201"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="POSIX permissions")
+def test_a_read_only_install_without_home_works(program):
+    (program / "cache").write_text("in the way")
+    temporary = program / "tmp"
+    temporary.mkdir()
+    read_only = [program / "module.py", program / "helper.py", program]
+    modes = {path: path.stat().st_mode for path in read_only}
+    for path in read_only:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        nowhere = {"HOME": str(program / "cache"), "TMPDIR": str(temporary), "XDG_CACHE_HOME": ""}
+        assert output(start(program, **nowhere)) == ["201", "0"]
+        assert output(start(program, **nowhere)) == ["201", "1"]
+    finally:
+        for path in reversed(read_only):
+            path.chmod(modes[path])
+    assert list(temporary.rglob("*.nbi-*"))
 
 
 def test_no_module_left_out_of_the_hash_is_within_reach_of_compiled_code():
@@ -240,3 +303,21 @@ def test_no_module_left_out_of_the_hash_is_within_reach_of_compiled_code():
         elif "njit" in source or "@policy" in source:
             reached = set(re.findall(r"from llm_env\.(\w+) import", source))
             assert not reached & (jit.SHELLS | jit.SHELL_FOLDERS), name
+
+
+@pytest.mark.skipif(jit.IN_PLAIN_PYTHON, reason="nothing is compiled")
+def test_a_numba_that_is_built_otherwise_is_of_no_use():
+    """Units rest on parts of numba that may change; without them numba compiles in its own way."""
+    code = """
+import sys
+sys.modules["llm_env.units"] = None
+from llm_env.jit import compile_unit, njit
+from llm_env.queue import lowest_bit
+assert compile_unit is None
+@njit("int64(int64)")
+def doubled(x):
+    return 2 * lowest_bit(x)
+print(doubled(8))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "6", done.stderr

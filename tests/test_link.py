@@ -26,11 +26,11 @@ def pools(rows, prefill=1, decode=1, latency_ms=5.0, gbytes_per_s: Any = 1.0, **
     return toy_state(rows, workers=prefill + decode, system=system, **settings)
 
 
-def played(state: State, budget: int = 100) -> State:
+def played(state: State, budget: int = 100, swap: int = 0) -> State:
     """Runs it to the end with Sarathi's packing; every state on the way is whole."""
     while state.system[0]["phase"] == 0:
         check_all(state)
-        step(state, decision(budget))
+        step(state, decision(budget, swap=swap))
     check_all(state)
     return state
 
@@ -209,3 +209,16 @@ def test_nobody_moves_past_a_request_that_was_swapped_out():
         assert not (waits and before == 0 and state.requests[2]["worker"] == 1 and state.workers[1]["num_swapped"] > 0)
     assert swapped
     assert (state.requests["status"] == FINISHED).all()
+
+
+def test_a_move_starts_when_the_swapped_request_returns():
+    """With 5 blocks of 4 on the decode worker, where request 1 was swapped out at 39 ms and request 0 ends at 70 ms.
+
+    Request 1 comes back then, for a batch of 11 ms that waits 9 ms for its KV. Room for request 2, in line since 43 ms,
+    is left beside it. So its move starts at 70 ms, not at the next event, which is the batch's end at 90 ms: it is
+    there at 72 ms, and decodes with request 1 from 90 to 102 ms, and alone until 113 ms.
+    """
+    rows = [(0.0, 7, 4), (0.0, 8, 4), (0.030, 3, 3)]
+    state = played(pools(rows, blocks=5, latency_ms=2.0, gbytes_per_s="unlimited"), swap=1)
+    assert state.requests["evictions"].tolist() == [0, 1, 0]
+    assert [float(t) for t in state.requests["finish_s"]] == ms([70, 102, 113])

@@ -13,7 +13,7 @@ import pytest
 
 import llm_env.cli
 from llm_env.cli import main
-from llm_env.config import Scenario, read_scenario
+from llm_env.config import Scenario, read_scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.files import staged_folder, write_csv
 from llm_env.simulate import FILES, batch_columns, request_columns, simulate
@@ -62,6 +62,27 @@ def test_the_same_seed_gives_other_bytes_or_another_seed_the_same(noisy, tmp_pat
         assert a == b, name
         assert name == "scenario.toml" or a != c, name
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(FILES)
+
+
+@pytest.mark.nojit
+def test_a_run_in_place_is_another_run_or_holds_the_requests_twice(noisy):
+    scenario = read_scenario(noisy)
+    given, handed_over = draw_workload(scenario, 3), draw_workload(scenario, 3)
+    copied = simulate(scenario, given, "vllm-v1", seed=3).requests
+    in_place = simulate(scenario, handed_over, "vllm-v1", seed=3, in_place=True).requests
+    assert given.tobytes() == draw_workload(scenario, 3).tobytes()
+    assert in_place.tobytes() == copied.tobytes()
+    assert np.shares_memory(in_place, handed_over)
+    assert len(simulate(scenario, given[:0], "vllm-v1", in_place=True).requests) == 1  # room, and nobody in it
+
+
+def test_a_script_of_a_closed_loop_is_run_in_place():
+    loop = {"workload.arrivals": {"kind": "closed-loop", "users": 4, "think_s": 1.0}, "episode.arrivals_s": 20.0}
+    scenario = with_changes(Scenario(), loop)
+    given, handed_over = draw_workload(scenario, 3), draw_workload(scenario, 3)
+    copied = simulate(scenario, given, "sarathi").requests
+    assert simulate(scenario, handed_over, "sarathi", in_place=True).requests.tobytes() == copied.tobytes()
+    assert handed_over.tobytes() == given.tobytes()
 
 
 def test_columns_or_values_of_the_files_are_not_the_states(noisy, tmp_path):

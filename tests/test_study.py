@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llm_env import study as study_module
 from llm_env.aggregate import aggregate, best_baseline
 from llm_env.evaluation import main
 from llm_env.scenarios import load_scenario
-from llm_env.study import STANDARD_BASELINES, Study, baseline_contender, run_study, sort_cells
+from llm_env.study import STANDARD_BASELINES, Contender, Study, baseline_contender, run_study, sort_cells
 from llm_env.workload import draw_workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +71,8 @@ def test_every_policy_meets_the_same_requests(short, tmp_path):
     assert set(Counter(row["policy"] for row in rows).values()) == {len(asked)}
 
 
-def test_same_seeds_give_the_same_bytes_with_one_process_and_with_two(short, tmp_path):
+def test_same_seeds_give_the_same_bytes_with_one_process_and_with_two(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, "ALONE_S", 0.0)
     texts = []
     for name, processes in (("a", "1"), ("b", "1"), ("c", "2")):
         out = tmp_path / name
@@ -322,3 +326,66 @@ def test_a_reader_that_stops_early_loses_no_results(short, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (out / "results.json").exists()
+
+
+class Pool:
+    """Stands in for a pool of processes: notes what it is given and runs it here."""
+
+    def __init__(self, given: list, size: int, context) -> None:
+        self.given, self.size, self.context = given, size, context
+
+    def submit(self, function, *arguments):
+        self.given.append(arguments)
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_children_are_spawned_on_one_thread_once_a_baseline_and_an_agent_have_run_in_the_parent(monkeypatch):
+    sarathi, fcfs = (Contender(name, name, (), "") for name in ("sarathi", "fcfs"))
+    agent = Contender("agent:a", "", (), "a")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(study_module, "ALONE_S", 0.0)
+    given: list = []
+    pools = []
+
+    def pool(size, context):
+        pools.append(Pool(given, size, context))
+        return pools[-1]
+
+    monkeypatch.setattr(study_module, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(study_module, "run_unit", lambda _, contender, load, seeds: [(contender.label, seeds)])
+    study = Study(load_scenario("chat"), (sarathi, fcfs, agent), (0.8, 0.9), (1, 2))
+    results = list(run_study(study, 2))
+    assert [new[0][0] for _, _, new in results[:2]] == ["sarathi", "agent:a"]
+    assert [done for done, _, _ in results] == list(range(1, 11))
+    assert len(given) == 8  # neither of the two again
+    assert sorted(new[0] for _, _, new in results) == sorted(
+        [(label, (seed,)) for label in ("sarathi", "fcfs") for seed in (1, 2)] * 2 + [("agent:a", (1, 2))] * 2
+    )
+    assert [(p.size, p.context.get_start_method()) for p in pools] == [(2, "spawn")]
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(("seconds_each", "here"), [(0.0, 10), (0.9, 5), (9.0, 3)])
+def test_a_small_study_starts_processes_and_a_long_one_none(monkeypatch, seconds_each, here):
+    """Two pieces run in the parent in any case, then others until two seconds have passed."""
+    clock = [0.0]
+    given: list = []
+
+    def run_piece(_, contender, load, seeds):
+        clock[0] += seconds_each
+        return [(contender.label, load, seeds)]
+
+    monkeypatch.setattr(study_module, "ProcessPoolExecutor", lambda size, context: Pool(given, size, context))
+    monkeypatch.setattr(study_module, "run_unit", run_piece)
+    monkeypatch.setattr(study_module.time, "monotonic", lambda: clock[0])
+    contenders = (Contender("sarathi", "sarathi", (), ""), Contender("agent:a", "", (), "a"))
+    study = Study(load_scenario("chat"), (*contenders, Contender("fcfs", "fcfs", (), "")), (0.8, 0.9), (1, 2))
+    results = list(run_study(study, 2))
+    assert len(given) == 10 - here
+    assert [(done, total) for done, total, _ in results] == [(k, 10) for k in range(1, 11)]
+    assert len({new[0] for _, _, new in results}) == 10

@@ -101,6 +101,12 @@ def test_queue_orders(case):
     check(case)
 
 
+@many(60)
+@given(twin_cases.long_queue_cases)
+def test_queue_orders_of_many(case):
+    check(case)
+
+
 @many(300)
 @given(twin_cases.replica_cases)
 def test_routers_and_speeds(case):

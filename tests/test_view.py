@@ -1,4 +1,4 @@
-"""llm_env/view.py: what policies and agents see equals a look at every request, and never shows a true length."""
+"""view.py and features.py: what policies and agents see equals a look at every request, and shows no true length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from toy import resumed_of, running_of, toy_state
 
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, FAR, ROLE_BOTH, SLO_RULES, WAITING
+from llm_env.features import DECODE_EDGES, FEATURE_NAMES, FEATURES, NUM_FEATURES, observe
 from llm_env.queue import RATE_FAST_S, RATE_SLOW_S
 from llm_env.records import SLACK_EDGES, decision, snapshot
-from llm_env.view import DECODE_EDGES, FEATURE_NAMES, FEATURES, NUM_FEATURES, make_view, observe
+from llm_env.view import make_view
 
 pytestmark = pytest.mark.kernel
 nojit = pytest.mark.nojit
@@ -292,3 +293,12 @@ def test_looking_changes_nothing():
     make_view(state)
     features_of(state)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, state, strict=True))
+
+
+@nojit
+def test_small_numbers_have_other_logarithms():
+    """They are looked up in a table, which must hold what compiled code would compute."""
+    for waiting in (0, 1, 2, 255, 256, 300):
+        state = toy_state([(0.0, 1, 1)] * max(waiting, 1), max_running=1)
+        state.queues["num_waiting"] = waiting
+        assert features_of(state)[0] == np.float32(log1p(waiting) / 6.0)

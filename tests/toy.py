@@ -12,11 +12,17 @@ from llm_env.build import load, new_states, single
 from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, FINISHED, FUTURE, MOVING, NOBODY, REJECTED, RUNNING, SWAPPED, UNDER_WAY, WAITING
-from llm_env.queue import member_request, tree_next
+from llm_env.queue import is_member, member_request, tree_next
 from llm_env.records import (
+    KEY_PREDICTED,
+    KEY_PREFILL,
+    KEY_SERVICE,
+    KEY_WEIGHT,
     SET_ARRIVAL,
+    SET_CLIENT,
     SET_DEADLINE,
     SET_FEASIBLE,
+    SET_HEADS,
     SET_HOPELESS,
     SET_LATEST_START,
     SET_PROMPT,
@@ -282,11 +288,37 @@ def check_queue(state: State) -> None:
         ):
             found = [int(member_request(state, which_set, member)) for member in members(state, which_set, k)]
             assert found == sorted(expected, key=lambda i: (key[i], i))
+        tenants = q["tenant"][plain]
+        many = s["num_clients"] > 1
+        heads = sorted(plain[int(place)] for place in np.unique(tenants, return_index=True)[1]) if many else []
+        of_clients = sorted(plain, key=lambda i: (q["tenant"][i], i)) if many else []
+        assert members(state, SET_HEADS, k) == heads
+        if s["num_users"] == 0:  # in a closed loop clients stand as in the script
+            assert [int(member_request(state, SET_CLIENT, m)) for m in members(state, SET_CLIENT, k)] == of_clients
+        _check_bounds(state, k, plain, heads)
         buckets = np.zeros_like(state.buckets[k])
         for i in plain:
             bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)
             buckets[:, bucket] += (1, q[i]["prefill_tokens"])
         assert (state.buckets[k] == buckets).all()
+
+
+def _check_bounds(state: State, q: int, plain: list[int], heads: list[int]) -> None:
+    """No bound beside a set's tree is above a key below it; above a word without a bound none is known."""
+    r, predicted = state.requests, state.requests["predicted_tokens"]
+    keys = {
+        KEY_WEIGHT: (SET_ARRIVAL, plain, -r["weight"]),
+        KEY_PREDICTED: (SET_ARRIVAL, plain, np.where(np.isnan(predicted), np.inf, predicted)),
+        KEY_PREFILL: (SET_ARRIVAL, plain, r["prefill_s"]),
+        KEY_SERVICE: (SET_HEADS, heads, state.clients["service"][r["tenant"]]),
+    }
+    for key, (which_set, expected, values) in keys.items():
+        tree, least, levels = state.sets[q, which_set], state.sets[q, key].view(np.float64), state.levels
+        for i in expected:
+            bounds = [least[levels[level] + (i >> (5 * level + 5))] for level in range(len(levels) - 1)]
+            assert (np.array(bounds) <= values[i]).all()
+            assert bounds == sorted(bounds, reverse=True)
+            assert is_member(tree, i)
 
 
 def check_all(state: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -77,6 +78,29 @@ def _consistent(drawn: list[Any]) -> list[Any]:
     return found
 
 
+def _long_queue(drawn: tuple[int, int, int, int]) -> list[Any]:
+    """So many requests within so many ticks of so many clients, drawn from a seed: long lists take long to draw."""
+    seed, count, ticks, clients = drawn
+    rng = random.Random(seed)
+    found: list[Any] = []
+    for arrival_s in sorted(rng.randint(0, ticks) * TICK_S for _ in range(count)):
+        output = rng.randint(1, 6)
+        extra = {
+            "declared_tokens": rng.randint(output, 12),
+            "predicted_tokens": float(rng.randint(1, 6)),
+            "weight": rng.choice([1.0, 2.0, 0.5]),
+            "client": rng.randint(0, clients - 1),
+        }
+        if rng.random() < 0.1:
+            del extra["predicted_tokens"]
+        targets = rng.choice([64, 128, 400]) * TICK_S, rng.choice([8, 32]) * TICK_S
+        found.append([arrival_s, rng.randint(1, 40), output, *targets, extra])
+    return found
+
+
+long_queues = st.tuples(st.integers(0, 1 << 30), st.integers(40, 110), some(0, 40, 400), some(1, 3, 9, 110)).map(
+    _long_queue
+)
 full_workloads = st.lists(full_rows, min_size=1, max_size=14).map(_consistent)
 thoughts = exact_times | some(0.0, TICK_S, 4 * TICK_S)
 scripts = st.lists(st.lists(st.tuples(thoughts, full_rows), min_size=1, max_size=6), min_size=1, max_size=5)
@@ -294,6 +318,9 @@ few_blocks = st.integers(4, 16)
 curve_cases = full_cases(all_decisions, curves)
 replica_cases = full_cases(all_decisions, replicas())
 order_cases = full_cases(new_orders, st.just({}))
+long_queue_cases = full_cases(
+    all_decisions, merged(st.one_of(st.just({}), replicas(), parallel()), st.one_of(st.just({}), curves)), long_queues
+)
 memory_cases = full_cases(memory_rules, hosts, blocks=few_blocks, block_tokens=some(1, 2, 4))
 cache_cases = full_cases(
     all_decisions, merged(replicas(), st.just({"system.kv.prefix_cache": True})), block_tokens=some(1, 2, 4)

@@ -254,17 +254,25 @@ def blank_requests(n: int) -> np.ndarray:
     """REQUEST[n] that have not arrived: status FUTURE, no worker, times NEVER, max_tbt_s and predicted_tokens NaN,
     client, session, previous turn and links -1, row = index, weight 1, everything else 0, declared_tokens too.
     """
-    requests = np.zeros(n, REQUEST)
-    requests["status"] = FUTURE
-    for field in ("worker", "client", "session", "previous", "home", "next", "before"):
-        requests[field] = NOBODY
-    for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s", "think_s"):
-        requests[field] = NEVER
-    for field in ("max_tbt_s", "predicted_tokens"):
-        requests[field] = np.nan
-    requests["weight"] = 1.0
+    requests = np.repeat(_BLANK, n)
     requests["row"] = np.arange(n)
     return requests
+
+
+def _blank() -> np.ndarray:
+    request = np.zeros(1, REQUEST)
+    request["status"] = FUTURE
+    for field in ("worker", "client", "session", "previous", "home", "next", "before"):
+        request[field] = NOBODY
+    for field in ("latest_start_s", "first_scheduled_s", "first_token_s", "last_token_s", "finish_s", "think_s"):
+        request[field] = NEVER
+    for field in ("max_tbt_s", "predicted_tokens"):
+        request[field] = np.nan
+    request["weight"] = 1.0
+    return request
+
+
+_BLANK = _blank()  # all of a REQUEST but its row
 
 
 def assign_classes(requests: np.ndarray, slo: SLOSettings, rng: np.random.Generator) -> None:
