@@ -76,8 +76,8 @@ def step(state: State, d: Decision) -> None:
         elif worker.batch_evicted == 0:  # else it asks again at once: there is room now, and fewer to evict
             worker.held_until_s = system.now_s + system.max_hold_s
         makes_room = worker.batch_evicted > 0 or worker.num_swapped < num_swapped
-        if makes_room and system.num_transfers > 0:
-            _transfer(state)  # who is to move here
+        if makes_room and system.num_transfers > 0 and _transfer(state):  # who is to move here
+            _end_holds(state)
     advance(state)
 
 
@@ -183,8 +183,15 @@ def advance(state: State) -> None:
         if system.num_transfers > 0 and _transfer(state):
             completed = True
         if arrived or completed:
-            for w in range(num_workers):
-                state.workers[w].held_until_s = min(state.workers[w].held_until_s, next_s)
+            _end_holds(state)
+
+
+@njit(forceinline=True)
+def _end_holds(state: State) -> None:
+    """Something arrived or was completed: whoever holds asks again."""
+    now_s = state.system[0].now_s
+    for w in range(state.workers.shape[0]):
+        state.workers[w].held_until_s = min(state.workers[w].held_until_s, now_s)
 
 
 @njit(forceinline=True)
@@ -347,12 +354,12 @@ def _line_up_move(state: State, w, i) -> None:
 
 @njit
 def _transfer(state: State) -> bool:
-    """Transfers that have ended by now take effect, and moves that find room start. True if one of either."""
-    happened = False
+    """Transfers that have ended by now take effect, and moves that find room start. True if one has ended."""
+    ended = False
     while True:
         k = arrived_transfer(state)
         while k >= 0:
-            happened = True
+            ended = True
             if state.transfers[k].helps == 1:
                 _gather(state, k)
             else:
@@ -360,8 +367,7 @@ def _transfer(state: State) -> bool:
             drop_transfer(state, k)
             k = arrived_transfer(state)
         if not start_moves(state):
-            return happened
-        happened = True
+            return ended
 
 
 @njit

@@ -178,7 +178,8 @@ class Simulator:
         elif not batch.evicted:  # Reading: else it asks again at once
             hold_s = min(d.hold_s, self.settings.max_hold_s) if d.hold_s > 0 else self.settings.max_hold_s
             worker.held_until_s = self.now_s + hold_s
-        self._let_move()  # who was evicted or came back from the host made room
+        if self._let_move():  # who was evicted or came back from the host made room
+            self._end_holds()
 
     def _begin(self, worker: Worker, batch: Batch) -> None:
         for entry in batch.entries:

@@ -222,3 +222,14 @@ def test_a_move_starts_when_the_swapped_request_returns():
     state = played(pools(rows, blocks=5, latency_ms=2.0, gbytes_per_s="unlimited"), swap=1)
     assert state.requests["evictions"].tolist() == [0, 1, 0]
     assert [float(t) for t in state.requests["finish_s"]] == ms([70, 102, 113])
+
+
+def test_a_move_that_ends_within_a_decision_ends_holds():
+    """Over a link that takes no time: request 2 moves when request 1 comes back from the host, at 68 ms.
+
+    Its 2 blocks on the prefill worker are free then, so request 3, which needs 4 of 5, is prefilled at once (23 ms):
+    the prefill worker, which held since its own decision of that moment, asks again.
+    """
+    rows = [(0.0, 7, 4), (0.0, 8, 4), (0.030, 7, 3), (0.031, 13, 1)]
+    state = played(pools(rows, blocks=5, latency_ms=0.0, gbytes_per_s="unlimited"), swap=1)
+    assert [float(t) for t in state.requests["finish_s"]] == ms([68, 100, 111, 91])
