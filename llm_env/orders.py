@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from llm_env.dtypes import INF, RUNNING
 from llm_env.jit import njit
+from llm_env.kv import position_of
 from llm_env.least import (
     MAX_LEVEL,
     first_by_level,
@@ -237,7 +238,7 @@ def place_moore_hodgson(state: State, w, d: Decision) -> None:
         if r.status == RUNNING:
             if r.in_batch == 0:
                 tokens = chunk(worker, d, left_tokens(r))
-                position = _position(state, w, i)
+                position = position_of(state, w, i)
                 if tokens > 0:
                     place_partial(state, w, position, tokens, d)
         elif admitting:
@@ -248,14 +249,6 @@ def place_moore_hodgson(state: State, w, d: Decision) -> None:
             if member < 0:
                 break
             admitting = admit(state, w, d, member_request(state, which_set, member))
-
-
-@njit
-def _position(state: State, w, i) -> int:
-    position = 0
-    while state.running[w, position] != i:
-        position += 1
-    return position
 
 
 @njit
