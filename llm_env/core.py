@@ -38,6 +38,7 @@ from llm_env.link import (
     send_chunks,
     start_moves,
 )
+from llm_env.logs import log_batch, log_gaps, used_blocks
 from llm_env.prefix import keep
 from llm_env.queue import count_arrival, join, pass_time
 from llm_env.records import Decision, State
@@ -237,7 +238,7 @@ def _finish(state: State, w) -> None:
     system.prefill_done += worker.batch_prefill
     system.decode_done += num_decodes
     if system.record == 1:
-        _log_batch(state, w, num_decodes, held_blocks)
+        log_batch(state, w, num_decodes, held_blocks)
     if system.layout == PARALLEL_PREFILL:
         send_chunks(state, w)
     if num_done > 0:
@@ -273,14 +274,14 @@ def _stamp_batch(requests, batch, worker, system, w, gap_log) -> int:
             tokens += token
             if record and gap_s >= 0.0:
                 if gap_s != run_gap_s:
-                    _log_gaps(system, gap_log, run_gap_s, run_count)
+                    log_gaps(system, gap_log, run_gap_s, run_count)
                     run_gap_s, run_count = gap_s, 0
                 run_count += 1
             if r.emitted_tokens == r.output_tokens:
                 num_done += 1
                 continue
         sums = with_request(sums, r, rule)
-    _log_gaps(system, gap_log, run_gap_s, run_count)
+    log_gaps(system, gap_log, run_gap_s, run_count)
     system.step_first_token, system.step_token = first_tokens, tokens
     worker.num_partial -= num_prefilled
     if system.layout == REPLICAS and worker.batch_size == worker.num_running:
@@ -404,46 +405,10 @@ def _gather(state: State, k) -> None:
     state.workers[t.target].num_partial -= 1
     gap_s = stamp_token(system, r, system.now_s)
     if system.record == 1 and gap_s >= 0.0:
-        _log_gaps(system, state.gap_log, gap_s, 1)
+        log_gaps(system, state.gap_log, gap_s, 1)
     charge_token(state, t.request)
     if r.emitted_tokens == r.output_tokens:
         _complete(state, t.target, t.request)
         unlist(state, t.target, position_of(state, t.target, t.request))
         if system.num_users > 0:
             think(state, t.request, r.finish_s)
-
-
-# ---- logs ----------------------------------------------------------------------------------------------------------
-@njit(forceinline=True)
-def _log_gaps(system, gap_log, gap_s, count) -> None:
-    if count > 0:
-        gap_log[system.num_gaps].gap_s = gap_s
-        gap_log[system.num_gaps].count = count
-        system.num_gaps += 1
-
-
-@njit
-def _log_batch(state: State, w, num_decodes, held_blocks) -> None:
-    system, worker = state.system[0], state.workers[w]
-    b = state.batch_log[system.num_batches]
-    b.worker = w
-    b.start_s = worker.start_s
-    b.end_s = worker.end_s
-    b.num_requests = worker.batch_size
-    b.prefill_tokens = worker.batch_prefill
-    b.decode_tokens = num_decodes
-    b.num_waiting = system.num_waiting
-    b.num_running = worker.num_running
-    b.kv_used_blocks = held_blocks
-    system.num_batches += 1
-
-
-@njit
-def used_blocks(state: State, w) -> int:
-    """KV blocks that the requests hold that run on worker w."""
-    worker, blocks = state.workers[w], 0
-    if state.system[0].num_transfers == 0:  # nothing is on its way, so that what is not free or cached is theirs
-        return state.system[0].kv_blocks - worker.free_blocks - worker.cached_blocks
-    for position in range(worker.num_running):
-        blocks += state.requests[state.running[w, position]].blocks
-    return blocks

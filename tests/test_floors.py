@@ -47,6 +47,7 @@ FLOORS = {
     "llm_env.prefix": 1,
     "llm_env.router": 1,
     "llm_env.link": 1,
+    "llm_env.logs": 1,
     "llm_env.slo": 1,
     "llm_env.workload.*": 1,
     # 2: the physics, and what a learner sees, does and is paid for
