@@ -23,8 +23,8 @@ DEMO_SCENARIO ?= chat-bursty
 DEMO_TIMESTEPS ?= 2000000
 DEMO_LOADS ?= 0.6 0.8 1.0
 DEMO_SEEDS ?= 16
-# the best fixed budget for it on chat-bursty, found on validation seeds: a rival that is tuned too
-DEMO_TUNED ?= moore-hodgson:288
+# rivals that are tuned too: the best fixed budget on chat-bursty, found on validation seeds, and the adaptive rule
+DEMO_TUNED ?= moore-hodgson:288 adaptive@tuned
 WORKERS ?= 2
 # groups of benchmarks whose speed is a gate: the others take long, or hardly any of what they take is this project's
 GUARDED ?= kernel env vector backlog decision

@@ -5,34 +5,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from agents.export import MANIFEST, load_agent
+from agents.export import MANIFEST, POLICY, kind_of, load_agent
 from agents.network import NumpyAgent
+from agents.routing_export import KIND, load_router
+from agents.routing_network import NumpyRouter
+from agents.shipped import is_name, shipped_folder, shipped_names, unknown
 from llm_env.errors import InputOutputError, UserError
 
-__all__ = ["NumpyAgent", "load"]
+__all__ = ["NumpyAgent", "NumpyRouter", "load", "shipped_names"]
+
+ZIP = ".zip"
+_READERS: dict[str, Callable[[Path], NumpyAgent | NumpyRouter]] = {
+    POLICY: load_agent,
+    KIND: load_router,
+}  # of each kind of agent
 
 
-def load(path: str | Path) -> NumpyAgent:
-    """A trained agent: from a run folder its best weights (those of `agent/`), or from an agent's own folder.
+def load(path: str | Path, trust_pickle: bool = False) -> NumpyAgent | NumpyRouter:
+    """A trained agent or router: one that comes with the package by its name, that of a folder, or that of a model.zip.
+
+    A name of `shipped_names` means that agent, also where the working directory has a folder of that name:
+    "./NAME" is the folder. From a run's folder the best weights are taken, those of `agent/`.
+
+    Args:
+        path: name, folder, or file that Stable-Baselines3 saved.
+        trust_pickle: read such a file. It holds pickles, and reading a pickle runs whatever code its maker put there.
 
     Raises:
-        UserError: there is no such folder, no agent in it, or a damaged one.
+        UserError: there is no such agent, or a damaged one, or a zip without `trust_pickle`.
         InputOutputError: it cannot be read.
     """
-    path = Path(path)
+    if is_name(path) and path in shipped_names():
+        with shipped_folder(str(path)) as folder:
+            return _from_folder(folder)
+    given, path = path, Path(path)
     try:
+        if path.suffix == ZIP and not path.is_dir():
+            return _from_zip(path, trust_pickle)
         if not path.is_dir():
+            if is_name(given) and not path.exists():
+                raise unknown(str(given))
             raise UserError(f"{path}: expected the folder of a run or of an agent, " + _what(path))
         for folder in (path, path / "agent"):
             if (folder / MANIFEST).exists():
-                return load_agent(folder)
+                return _from_folder(folder)
         unfinished = (path / "last" / MANIFEST).exists()
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from None
     hint = f"; the run was stopped, {path / 'last'} holds what it had learned" if unfinished else ""
     raise UserError(f"{path}: holds no agent ({MANIFEST} or agent/{MANIFEST}){hint}")
+
+
+def _from_folder(folder: Path) -> NumpyAgent | NumpyRouter:
+    kind = kind_of(folder)
+    if kind not in _READERS:
+        raise UserError(f"{folder / MANIFEST}: kind: expected one of {', '.join(_READERS)}, got {kind!r:.80}")
+    return _READERS[kind](folder)
+
+
+def _from_zip(path: Path, trust_pickle: bool) -> NumpyAgent:
+    if not path.exists():
+        raise UserError(f"{path}: does not exist")
+    if not trust_pickle:
+        raise UserError(
+            f"{path}: a zip of Stable-Baselines3 holds pickles, and reading one runs whatever code its maker put there:"
+            " only if you trust them, give --trust-pickle (in Python trust_pickle=True)"
+        )
+    from agents.sb3_zip import load_zip  # here, because Stable-Baselines3 takes long to import
+
+    return load_zip(path)
 
 
 def _what(path: Path) -> str:

@@ -1,41 +1,26 @@
-"""What is measured and shown while an agent trains: episodes, validation on seeds of its own, progress."""
+"""What SB3 calls while it learns: means of episodes, validation, progress."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.curriculum import Course
 from agents.network import NumpyAgent
-from agents.run import run_agent
-from llm_env.actions import BOX_NAMES, BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIXES, ORDERS, describe
+from agents.progress import Display
+from agents.validation import Keeper
+from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, FLOAT_NAMES, MIXES, ORDERS, describe
 from llm_env.command import check_stopped
-from llm_env.config import Scenario
-from llm_env.metrics import summarise
 from llm_env.records import QUEUE_ORDERS, UNLIMITED
-from llm_env.systems import EPISODE_KEYS, SCENARIO_INDEX, Workload
+from llm_env.systems import EPISODE_KEYS, SCENARIO_INDEX
 
-FIRST_VALIDATION_SEED = 1_000_000  # below are those of training, from 2,000,000 on those of reports
-VALIDATED = (  # fields of llm_env.metrics.Summary
-    "slo_attainment",
-    "ttft_attainment",
-    "goodput_per_s",
-    "ttft_p50_s",
-    "ttft_p95_s",
-    "ttft_p99_s",
-    "tbt_p50_s",
-    "tbt_p99_s",
-    "tbt_max_s",
-)
 _NOT_NUMBERS = ("stdout", "log", "json", "csv")
 _LEVELS = (
     ("budget", tuple(f"{level:g}x" for level in BUDGET_LEVELS)),
@@ -45,12 +30,26 @@ _LEVELS = (
 )
 
 
+class Advance(BaseCallback):
+    """Tells a Course how far the training is. Args: timesteps: how many there will be."""
+
+    def __init__(self, course: Course, timesteps: int) -> None:
+        super().__init__()
+        self._course, self._timesteps = course, timesteps
+
+    def _on_rollout_start(self) -> None:
+        self._course.done = self.num_timesteps / self._timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+
 # ---- episodes ------------------------------------------------------------------------------------------------------
 class EpisodeMetrics(BaseCallback):
     """Per rollout: means of the episodes that ended, reward terms per step, entropy, and which actions were taken.
 
     Args:
-        action: "multidiscrete", "discrete" or "box".
+        action: one of `llm_env.actions.ACTION_KINDS`.
     """
 
     def __init__(self, action: str) -> None:
@@ -98,10 +97,10 @@ class EpisodeMetrics(BaseCallback):
         self._since_s = now_s
 
     def _record_actions(self, actions: np.ndarray) -> None:
-        """Histograms, and shares of the levels; of a box, the means. actions: (steps, dimensions)."""
-        if self._action == "box":
-            dimensions = tuple((name, ()) for name in BOX_NAMES)
-            for k, name in enumerate(BOX_NAMES):
+        """Histograms, and shares of the levels; of floats, the means. actions: (steps, dimensions)."""
+        if self._action in FLOAT_NAMES:
+            dimensions = tuple((name, ()) for name in FLOAT_NAMES[self._action])
+            for k, (name, _) in enumerate(dimensions):
                 self.logger.record(f"actions/{name}_mean", float(actions[:, k].mean()))
         elif self._action == "discrete":
             dimensions = (("choice", tuple(describe(entry) for entry in DISCRETE_TABLE)),)
@@ -114,66 +113,36 @@ class EpisodeMetrics(BaseCallback):
                 self.logger.record(f"actions/{name}_{level}", float(count) / len(actions))
 
 
-# ---- validation ----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, kw_only=True)
-class ValidationSet:
-    """The workloads that every validation meets.
-
-    Attributes:
-        cases: name of each load and its scenario and workload (None: drawn from the scenario).
-        seeds: of each case.
-    """
-
-    cases: tuple[tuple[str, Scenario, Workload | None], ...]
-    seeds: tuple[int, ...]
-
-
-def validate(agent: NumpyAgent, against: ValidationSet, deterministic: bool = True) -> dict[str, float]:
-    """Means over all cases and seeds of the fields VALIDATED, and attainment by case as "slo_attainment_NAME"."""
-    found: dict[str, float] = {}
-    summaries = []
-    for name, scenario, workload in against.cases:
-        systems = run_agent(agent, scenario, against.seeds, workload, True, deterministic, np.random.default_rng(0))
-        mine = [summarise(systems.state(e), scenario) for e in range(len(against.seeds))]
-        found[f"slo_attainment_{name}"] = _mean([s.slo_attainment for s in mine])
-        summaries += mine
-    return {key: _mean([getattr(s, key) for s in summaries]) for key in VALIDATED} | found
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
+# ---- validation and progress ---------------------------------------------------------------------------------------
 class Validation(BaseCallback):
-    """Before training, every `every` steps and at the end: the greedy and the sampled policy on the validation set.
-
-    Keeps the trained agent whose greedy attainment is best, the earliest of equals, because the last weights need not
-    be. The untrained policy is measured for comparison and never kept.
+    """Lets a Keeper measure before training, every `every` steps and at the end.
 
     Args:
         export: makes a NumpyAgent of the present weights.
-        against: what it is measured on.
+        keeper: measures them.
         every: environment steps between validations.
+        keep_start: the policy before training may be kept as the best.
+        patience: the training stops after so many validations without a better one; 0: never.
     """
 
-    def __init__(self, export: Callable[[], NumpyAgent], against: ValidationSet, every: int) -> None:
+    def __init__(
+        self, export: Callable[[], NumpyAgent], keeper: Keeper, every: int, keep_start: bool, patience: int = 0
+    ) -> None:
         super().__init__()
-        self._export, self._against, self._every = export, against, every
-        self.best: NumpyAgent | None = None
-        self.best_attainment, self.best_timesteps = -math.inf, 0
-        self.history: list[tuple[int, float, float]] = []  # timesteps, greedy and sampled attainment
+        self._export, self._keeper, self._every, self._keep_start = export, keeper, every, keep_start
+        self._patience = patience
 
     def _on_training_start(self) -> None:
-        self._measure()
-        self.logger.dump(self.num_timesteps)
+        if not self._keeper.history:  # of a run that goes on they are known
+            self._measure()
+            self.logger.dump(self.num_timesteps)
 
     def _on_step(self) -> bool:
-        return True
+        return not 0 < self._patience <= self._keeper.since_best()
 
     def _on_rollout_end(self) -> None:  # before the update: the weights that have just been acting
         last = self.num_timesteps >= self.model._total_timesteps  # measured after its update
-        if self.num_timesteps - self.history[-1][0] >= self._every and not last:
+        if self.num_timesteps - self._keeper.history[-1][0] >= self._every and not last:
             self._measure()
 
     def _on_training_end(self) -> None:
@@ -181,62 +150,32 @@ class Validation(BaseCallback):
         self.logger.dump(self.num_timesteps)
 
     def _measure(self) -> None:
-        agent = self._export()
-        greedy, sampled = (validate(agent, self._against, deterministic) for deterministic in (True, False))
-        for key, value in greedy.items():
-            self.logger.record(f"validation/{key}", value)
-        for key, value in sampled.items():
-            self.logger.record(f"validation_sampled/{key}", value)
-        attainment = greedy["slo_attainment"]
-        self.history.append((self.num_timesteps, attainment, sampled["slo_attainment"]))
-        score = 0.0 if math.isnan(attainment) else attainment  # NaN: no request was measured
         trained = self.model._n_updates > 0  # type: ignore[attr-defined]
-        if trained and score > self.best_attainment:
-            self.best, self.best_attainment, self.best_timesteps = agent, score, self.num_timesteps
-
-
-# ---- progress ------------------------------------------------------------------------------------------------------
-@dataclass
-class _Clock:
-    """Steps per second, from the second rollout on: the first waits for compilation."""
-
-    since_s: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-
-    def rate(self, steps: int) -> float:
-        return (steps - self.steps) / max(time.perf_counter() - self.since_s, 1e-9)
+        found = self._keeper.measure(self._export(), self.num_timesteps, trained or self._keep_start)
+        for name, value in found.items():
+            self.logger.record(name, value)
 
 
 class ProgressLine(BaseCallback):
-    """A progress bar in a terminal; elsewhere one plain line a validation.
+    """Keeps a Display up to date.
 
     Args:
-        validation: whose latest result is shown.
+        keeper: whose latest result is shown.
         timesteps: how many there will be.
         console: where to; standard error by default.
     """
 
-    def __init__(self, validation: Validation, timesteps: int, console: Console | None = None) -> None:
+    def __init__(self, keeper: Keeper, timesteps: int, console: Console | None = None) -> None:
         super().__init__()
-        self._validation, self._timesteps = validation, timesteps
-        self._console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._shown = 0
-        self._clock: _Clock | None = None
+        self._display = Display(keeper, timesteps, console)
 
     def _on_training_start(self) -> None:
-        if self._console.is_terminal:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._timesteps, note="")
+        self._display.begin()
         self._show()
 
     def _on_step(self) -> bool:
         check_stopped()
-        if self._clock is None:
-            self._clock = _Clock(steps=self.num_timesteps)
+        self._display.start_clock(self.num_timesteps)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -248,22 +187,7 @@ class ProgressLine(BaseCallback):
 
     def stop(self) -> None:
         """Takes the bar away; also after an interruption."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._display.stop()
 
     def _show(self) -> None:
-        history = self._validation.history
-        steps, greedy, sampled = history[-1]
-        rate = self._clock.rate(self.num_timesteps) if self._clock else 0.0
-        if self._bar is not None:
-            note = f"{rate:,.0f} steps/s, validation attainment {greedy:.3f}"
-            self._bar.update(self._task, completed=min(self.num_timesteps, self._timesteps), note=note)
-        elif len(history) > self._shown:
-            self._shown = len(history)
-            self._console.print(
-                f"{steps:>9,} steps  {rate:>7,.0f} steps/s  validation attainment: greedy {greedy:.4f}, "
-                f"sampled {sampled:.4f}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        self._display.show(self.num_timesteps, self.num_timesteps)

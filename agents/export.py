@@ -20,14 +20,19 @@ from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensors_to_bytes
 
 from agents.network import ACTIVATIONS, OUTPUTS, Layer, NumpyAgent
+from llm_env.actions import FLOAT_NAMES
 from llm_env.errors import InputOutputError, UserError
 from llm_env.features import FEATURE_NAMES, NUM_FEATURES
 from llm_env.provenance import versions
+from llm_env.ranking import NUM_REQUEST_FEATURES, REQUEST_FEATURES
+from llm_env.records import MOST_RANKED
 
 FORMAT = 1
+POLICY = "policy"  # the kind of an agent that `NumpyAgent` is; files without a kind are of this one
 WEIGHTS, MANIFEST = "agent.safetensors", "agent.json"
 MAX_BYTES = 256 * 1024 * 1024  # of either file: a policy of this project has some kilobytes
 MAX_LAYERS, MAX_WIDTH = 16, 8192
+REQUEST_FEATURE_NAMES = tuple(name for name, *_ in REQUEST_FEATURES)
 
 
 # ---- from torch ----------------------------------------------------------------------------------------------------
@@ -36,7 +41,7 @@ def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, a
 
     Args:
         policy: ActorCriticPolicy with separate networks for policy and value.
-        action: "multidiscrete", "discrete" or "box".
+        action: one of `llm_env.actions.ACTION_KINDS`.
         activation: "tanh" or "relu".
         masked: trained with action masks.
         about: kept with the agent (scenario, timesteps, ...).
@@ -50,10 +55,12 @@ def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, a
         names = [name for name in dict.fromkeys(names) if not name.endswith(".bias")]
         return tuple((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in (*names, last))
 
+    ranked = action == "ranked"
     return NumpyAgent(
         action=action,
         activation=activation,
-        policy=layers("policy_net", "action_net"),
+        policy=layers("policy_net", "mlp_extractor.head" if ranked else "action_net"),
+        scorer=layers("scorer", "mlp_extractor.score") if ranked else None,
         log_std=tensors.get("log_std"),
         values=layers("value_net", "value_net"),
         masked=masked,
@@ -69,8 +76,16 @@ def save_agent(agent: NumpyAgent, folder: str | Path) -> None:
         InputOutputError: the folder cannot be written.
     """
     folder = Path(folder)
+    try:
+        write_folder(folder, agent_files(agent))
+    except OSError as error:
+        raise InputOutputError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def agent_files(agent: NumpyAgent) -> dict[str, bytes]:
+    """An agent's files by name."""
     tensors: dict[str, np.ndarray] = {}
-    for network, layers in (("policy", agent.policy), ("value", agent.values or ())):
+    for network, layers in (("policy", agent.policy), ("value", agent.values or ()), ("scorer", agent.scorer or ())):
         for k, (weight, bias) in enumerate(layers):
             tensors[f"{network}.{k}.weight"] = np.ascontiguousarray(weight)
             tensors[f"{network}.{k}.bias"] = np.ascontiguousarray(bias)
@@ -79,24 +94,25 @@ def save_agent(agent: NumpyAgent, folder: str | Path) -> None:
     weights = tensors_to_bytes(tensors)
     manifest = {
         "format": FORMAT,
+        "kind": POLICY,
         "action": agent.action,
         "activation": agent.activation,
         "masked": agent.masked,
         "policy_layers": [f"policy.{k}" for k in range(len(agent.policy))],
         "value_layers": None if agent.values is None else [f"value.{k}" for k in range(len(agent.values))],
+        "scorer_layers": None if agent.scorer is None else [f"scorer.{k}" for k in range(len(agent.scorer))],
         "features": list(FEATURE_NAMES),
+        "request_features": None if agent.scorer is None else list(REQUEST_FEATURE_NAMES),
         "sha256": hashlib.sha256(weights).hexdigest(),
         "versions": versions(),
         "about": agent.about,
     }
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-    try:
-        _write_folder(folder, {WEIGHTS: weights, MANIFEST: text.encode()})
-    except OSError as error:
-        raise InputOutputError(f"{folder}: cannot be written: {error.strerror}") from None
+    return {WEIGHTS: weights, MANIFEST: text.encode()}
 
 
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files to a new folder, or in place of an old one: whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -128,16 +144,17 @@ def load_agent(folder: str | Path) -> NumpyAgent:
     folder = Path(folder)
     manifest = _read_manifest(folder / MANIFEST)
     place = folder / WEIGHTS
-    data = _read(place)
+    data = read_file(place)
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise UserError(f"{place}: sha256 differs from that in {MANIFEST}: the file is damaged or was changed")
     try:
         tensors = read_tensors(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a safetensors file: {error}") from None
-    action, names = manifest["action"], {*manifest["policy_layers"], *(manifest["value_layers"] or [])}
+    action, values, scorer = manifest["action"], manifest["value_layers"], manifest.get("scorer_layers")
+    names = {*manifest["policy_layers"], *(values or []), *(scorer or [])}
     expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
-    expected |= {"log_std"} if action == "box" else set()
+    expected |= {"log_std"} if action in FLOAT_NAMES else set()
     if set(tensors) != expected:
         odd = ", ".join(sorted(set(tensors) ^ expected))
         raise UserError(f"{place}: its tensors are not those that {MANIFEST} names: {odd}")
@@ -146,13 +163,17 @@ def load_agent(folder: str | Path) -> NumpyAgent:
             raise UserError(f"{place}: {name}: expected float32, got {tensor.dtype}")
         if not np.isfinite(tensor).all():
             raise UserError(f"{place}: {name}: holds NaN or infinite numbers")
-    if action == "box" and tensors["log_std"].shape != (OUTPUTS["box"],):
-        raise UserError(f"{place}: log_std: expected shape ({OUTPUTS['box']},), got {tensors['log_std'].shape}")
-    values = manifest["value_layers"]
+    if action in FLOAT_NAMES and tensors["log_std"].shape != (OUTPUTS[action],):
+        raise UserError(f"{place}: log_std: expected shape ({OUTPUTS[action]},), got {tensors['log_std'].shape}")
+    policy = _layers(
+        place, tensors, manifest["policy_layers"], OUTPUTS[action] - (0 if scorer is None else MOST_RANKED)
+    )
+    trunk_width = policy[-1][0].shape[1]
     return NumpyAgent(
         action=action,
         activation=manifest["activation"],
-        policy=_layers(place, tensors, manifest["policy_layers"], OUTPUTS[action]),
+        policy=policy,
+        scorer=None if scorer is None else _layers(place, tensors, scorer, 1, NUM_REQUEST_FEATURES + trunk_width),
         log_std=tensors.get("log_std"),
         values=None if values is None else _layers(place, tensors, values, 1),
         masked=manifest["masked"],
@@ -160,9 +181,11 @@ def load_agent(folder: str | Path) -> NumpyAgent:
     )
 
 
-def _layers(place: Path, tensors: Mapping[str, np.ndarray], names: list[str], outputs: int) -> tuple[Layer, ...]:
-    """Checks that the layers fit together, from NUM_FEATURES to `outputs`."""
-    layers, width = [], NUM_FEATURES
+def _layers(
+    place: Path, tensors: Mapping[str, np.ndarray], names: list[str], outputs: int, width: int = NUM_FEATURES
+) -> tuple[Layer, ...]:
+    """Checks that the layers fit together, from `width` to `outputs`."""
+    layers = []
     for name in names:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         if weight.ndim != 2 or weight.shape[1] != width or not 1 <= weight.shape[0] <= MAX_WIDTH:
@@ -176,7 +199,13 @@ def _layers(place: Path, tensors: Mapping[str, np.ndarray], names: list[str], ou
     return tuple(layers)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file of an agent.
+
+    Raises:
+        UserError: it is far too large for one.
+        InputOutputError: it cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES} bytes: no agent of this project")
@@ -185,13 +214,37 @@ def _read(path: Path) -> bytes:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def kind_of(folder: Path) -> str:
+    """Which kind of agent a folder holds: who reads it depends on that.
+
+    Raises:
+        InputOutputError: it cannot be read.
+        UserError: its manifest is damaged.
+    """
+    kind = read_json(folder / MANIFEST).get("kind", POLICY)
+    if not isinstance(kind, str):
+        raise UserError(f"{folder / MANIFEST}: kind: expected text, got {kind!r:.80}")
+    return kind
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        UserError: it holds no JSON, or no object.
+        InputOutputError: it cannot be read.
+    """
     try:
-        manifest = json.loads(_read(path).decode("utf-8"))
+        manifest = json.loads(read_file(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(manifest, dict):
         raise UserError(f"{path}: expected an object, got {type(manifest).__name__}")
+    return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
 
     def check(field: str, good: bool, expected: str) -> None:
         if not good:
@@ -205,6 +258,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
     number = manifest.get("format")
     check("format", isinstance(number, int) and not isinstance(number, bool) and number == FORMAT, f"{FORMAT}")
+    check("kind", manifest.get("kind", POLICY) == POLICY, POLICY)
     for field, known in (("action", OUTPUTS), ("activation", ACTIVATIONS)):
         value = manifest.get(field)
         check(field, isinstance(value, str) and value in known, f"one of {', '.join(known)}")
@@ -214,16 +268,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     check("policy_layers", is_names(manifest.get("policy_layers")), f"1 to {MAX_LAYERS} different names")
     values = manifest.get("value_layers")
     check("value_layers", values is None or is_names(values), f"null or 1 to {MAX_LAYERS} different names")
-    features = manifest.get("features")
-    if features != list(FEATURE_NAMES):
-        raise UserError(f"{path}: features: {_difference(features)}: the agent was made for other observations")
+    ranks, scorer = manifest["action"] == "ranked", manifest.get("scorer_layers")
+    check(
+        "scorer_layers", is_names(scorer) if ranks else scorer is None, f"1 to {MAX_LAYERS} names" if ranks else "null"
+    )
+    for field, mine in (
+        ("features", FEATURE_NAMES),
+        *((("request_features", REQUEST_FEATURE_NAMES),) if ranks else ()),
+    ):
+        if manifest.get(field) != list(mine):
+            difference = _difference(mine, manifest.get(field))
+            raise UserError(f"{path}: {field}: {difference}: the agent was made for other observations")
     return manifest
 
 
-def _difference(features: Any) -> str:
-    if not isinstance(features, list):
+def _difference(names: tuple[str, ...], given: Any) -> str:
+    if not isinstance(given, list):
         return "expected a list of names"
-    for k, (mine, theirs) in enumerate(zip(FEATURE_NAMES, features, strict=False)):
+    for k, (mine, theirs) in enumerate(zip(names, given, strict=False)):
         if mine != theirs:
             return f"expected {mine!r} at place {k}, got {theirs!r}"
-    return f"expected {NUM_FEATURES} names, got {len(features)}"
+    return f"expected {len(names)} names, got {len(given)}"

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.actions import ACTION_KINDS, BOX, BOX_NAMES, DISCRETE, DISCRETE_TABLE, NVEC
+from llm_env.actions import ACTION_KINDS, BOX, DISCRETE, DISCRETE_TABLE, FLOAT_NAMES, NVEC
+from llm_env.features import NUM_FEATURES
+from llm_env.ranking import NUM_REQUEST_FEATURES
+from llm_env.records import MOST_RANKED
 
 Layer = tuple[np.ndarray, np.ndarray]  # (out, in) weight and (out,) bias, float32
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
-OUTPUTS = {"multidiscrete": sum(NVEC), "discrete": len(DISCRETE_TABLE), "box": len(BOX_NAMES)}
+OUTPUTS = {"multidiscrete": sum(NVEC), "discrete": len(DISCRETE_TABLE)}
+OUTPUTS |= {kind: len(names) for kind, names in FLOAT_NAMES.items()}
 _ENDS = np.cumsum(NVEC)
 _SLICES = [slice(int(end) - n, int(end)) for end, n in zip(_ENDS, NVEC, strict=True)]
 
@@ -21,11 +25,13 @@ class NumpyAgent:
     """A policy: features in, actions out.
 
     Attributes:
-        action: "multidiscrete", "discrete" or "box".
+        action: one of `llm_env.actions.ACTION_KINDS`.
         activation: "tanh" or "relu", after every layer but the last.
-        policy: layers from features to logits (or the means of a box).
-        log_std: (4,) of a box.
+        policy: layers from features to logits (or the means of floats).
+        log_std: (n,) of floats.
         values: layers from features to the value, None if they were not kept.
+        scorer: of the form "ranked", layers from [features of a request, output of the policy's last hidden layer] to
+            its score; `policy` then gives the numbers of the rule alone.
         masked: it was trained with action masks, and `llm_env` runs give them to it.
         about: the metadata of its file.
     """
@@ -35,12 +41,20 @@ class NumpyAgent:
     policy: tuple[Layer, ...]
     log_std: np.ndarray | None = None
     values: tuple[Layer, ...] | None = None
+    scorer: tuple[Layer, ...] | None = None
     masked: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
     def logits(self, observations: np.ndarray) -> np.ndarray:
-        """(n, number of logits) float32; of a box, the means."""
-        return self._forward(self.policy, observations)
+        """(n, number of logits) float32; of floats, the means."""
+        if self.scorer is None:
+            return self._forward(self.policy, observations)
+        trunk = self._hidden(self.policy, observations[:, :NUM_FEATURES])
+        requests = observations[:, NUM_FEATURES:].reshape(-1, MOST_RANKED, NUM_REQUEST_FEATURES)
+        beside = np.broadcast_to(trunk[:, None, :], (*requests.shape[:2], trunk.shape[1]))
+        scores = self._forward(self.scorer, np.concatenate([requests, beside], axis=2))[:, :, 0] * requests[:, :, 0]
+        weight, bias = self.policy[-1]
+        return np.concatenate([scores, trunk @ weight.T + bias], axis=1)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
         """(n,) float32 estimates of the discounted reward to come, in the units of the training.
@@ -50,14 +64,17 @@ class NumpyAgent:
         """
         if self.values is None:
             raise ValueError("this agent was kept without its value layers")
-        return self._forward(self.values, observations)[:, 0]
+        return self._forward(self.values, observations[:, :NUM_FEATURES])[:, 0]
 
-    def _forward(self, layers: tuple[Layer, ...], x: np.ndarray) -> np.ndarray:
+    def _hidden(self, layers: tuple[Layer, ...], x: np.ndarray) -> np.ndarray:
         activation = ACTIVATIONS[self.activation]
         for weight, bias in layers[:-1]:
             x = activation(x @ weight.T + bias)
+        return x
+
+    def _forward(self, layers: tuple[Layer, ...], x: np.ndarray) -> np.ndarray:
         weight, bias = layers[-1]
-        return x @ weight.T + bias
+        return self._hidden(layers, x) @ weight.T + bias
 
     def act(
         self,
@@ -69,13 +86,13 @@ class NumpyAgent:
         """Chooses actions.
 
         Args:
-            observations: (n, NUM_FEATURES) float32.
+            observations: (n, features) float32.
             deterministic: the most probable action; else one drawn with rng.
             rng: needed to draw.
             masks: (n, number of logits) bool, the levels to choose from.
 
         Returns:
-            (n, 4) int64 levels, (n,) int64 indices, or (n, 4) float64 within [-1, 1].
+            (n, 4) int64 levels, (n,) int64 indices, or (n, number of floats) float64 within [-1, 1].
 
         Raises:
             ValueError: a draw without rng.
@@ -84,7 +101,7 @@ class NumpyAgent:
             raise ValueError("rng: a random action needs a generator")
         logits = self.logits(observations)
         kind = ACTION_KINDS.index(self.action)
-        if kind == BOX:
+        if kind >= BOX:
             if rng is not None and self.log_std is not None and not deterministic:
                 logits = logits + np.exp(self.log_std) * rng.standard_normal(logits.shape)
             return np.clip(logits.astype(np.float64), -1.0, 1.0)

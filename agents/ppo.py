@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.discount import TimedMaskableRolloutBuffer, TimedRolloutBuffer
+from agents.ranking import RankingPolicy
 from agents.vec_env import ServingVecEnv
 from llm_env.actions import (
     BOX,
@@ -27,13 +28,12 @@ from llm_env.actions import (
     MULTIDISCRETE,
     NVEC,
     ORDERS,
+    RANKED,
 )
 from llm_env.errors import UserError
 from llm_env.records import MOORE_HODGSON, UNLIMITED
 from llm_env.workload import estimated_rate
 
-Algorithm = Literal["ppo", "maskable-ppo"]
-Init = Literal["heuristic", "none"]
 ACTIVATION = "tanh"
 BOX_LOG_STD = -1.5  # a box explores within about a fifth of its range
 # What a multidiscrete policy that begins with a heuristic adds to its logits, and the share of draws that this gives
@@ -47,9 +47,6 @@ MOORE_HODGSON_ORDER = 1.0  # 40 %
 @dataclass(frozen=True, kw_only=True)
 class PPOSettings:
     """Hyperparameters of learning."""
-
-    algo: Algorithm = "ppo"
-    """maskable-ppo never tries levels that make no difference; it needs multidiscrete actions and is slower."""
 
     num_steps: int = 64
     """Steps of each environment between updates."""
@@ -79,10 +76,6 @@ class PPOSettings:
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of policy and value."""
 
-    init: Init = "heuristic"
-    """Where a multidiscrete policy begins. heuristic: choices that break TBT targets or cut prompts are unlikely, the
-    full mix and Moore-Hodgson order are likelier than others, budgets within the target are open; none: undecided."""
-
     def __post_init__(self) -> None:
         for name, low, high in (
             ("num_steps", 1, 100_000),
@@ -102,7 +95,14 @@ class PPOSettings:
             raise UserError(f"hidden: expected 1 to 8 widths from 1 to 4096, got {self.hidden!r}")
 
 
-def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int = 0) -> PPO | MaskablePPO:
+def make_ppo(
+    env: ServingVecEnv,
+    settings: PPOSettings | None = None,
+    seed: int = 0,
+    masked: bool = False,
+    start: np.ndarray | None = None,
+    undecided: bool = False,
+) -> PPO | MaskablePPO:
     """A learner on one torch thread of the CPU, where these networks are fastest.
 
     Rewards are divided by the requests of one discount horizon, so that values are of order 1 at any scale. Of several
@@ -112,22 +112,20 @@ def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int 
         env: what it learns on; seeded with `seed`, so call `env.seed` afterwards for other episodes.
         settings: hyperparameters.
         seed: of the weights, the drawn actions and the minibatches.
-
-    Raises:
-        UserError: maskable-ppo on other actions than multidiscrete.
+        masked: MaskablePPO in place of PPO, for multidiscrete actions.
+        start: (actions,) the action that a policy of floats begins with everywhere; None: left to chance.
+        undecided: a multidiscrete policy begins with no preference.
     """
     settings = settings or PPOSettings()
     torch.set_num_threads(1)
-    masked = settings.algo == "maskable-ppo"
-    if masked and env.action_kind != MULTIDISCRETE:
-        raise UserError("algo: maskable-ppo needs --action multidiscrete")
     horizons_s = [settings.horizon_s or scenario.reward.discount_horizon_s for scenario in env.scenarios]
     policy_kwargs: dict[str, Any] = {"net_arch": list(settings.hidden), "activation_fn": torch.nn.Tanh}
-    if env.action_kind == BOX:
+    if env.action_kind >= BOX:
         policy_kwargs["log_std_init"] = BOX_LOG_STD
+    policy: Any = RankingPolicy if env.action_kind == RANKED else "MlpPolicy"
     samples = settings.num_steps * env.num_envs
     model = (MaskablePPO if masked else PPO)(
-        "MlpPolicy",
+        policy,
         env,
         n_steps=settings.num_steps,
         batch_size=_divisor(samples, settings.minibatch),
@@ -151,9 +149,20 @@ def make_ppo(env: ServingVecEnv, settings: PPOSettings | None = None, seed: int 
         seed=seed,
         device="cpu",
     )
-    if env.action_kind == MULTIDISCRETE and settings.init == "heuristic":
+    if env.action_kind == MULTIDISCRETE and not undecided:
         _begin_within_promises(model.policy.action_net)
+    if start is not None and isinstance(model.policy, RankingPolicy):
+        model.policy.begin_at(start)
+    elif start is not None:
+        begin_at(model.policy.action_net, start)
     return model
+
+
+def begin_at(last: Any, action: np.ndarray) -> None:
+    """A policy of floats takes one action everywhere. Args: last: its last layer, changed in place; action: (n,)."""
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.as_tensor(action, dtype=torch.float32))
 
 
 def _divisor(samples: int, most: int) -> int:

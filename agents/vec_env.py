@@ -13,16 +13,27 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.stored import Stored
 from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIX_FULL, MULTIDISCRETE, ORDERS
-from llm_env.features import FEATURE_NAMES
-from llm_env.records import SHORTEST_PREFILL
+from llm_env.adaptive import NAMES, NEUTRAL, to_unit
+from llm_env.errors import UserError
+from llm_env.ranking import observed
+from llm_env.records import MOST_RANKED, SHORTEST_PREFILL
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios
-from llm_env.systems import Systems, Workload
+from llm_env.systems import Step, Systems, Workload
 
 Indices = int | Iterable[int] | None
 # budget tau*, whole prompts, shortest first, in each form of action: what passes the time before training begins
 _PLAIN_LEVELS = (BUDGET_LEVELS.index(1.0), MIX_FULL, len(CHUNK_LEVELS) - 1, ORDERS.index(SHORTEST_PREFILL))
-_PLAIN = (_PLAIN_LEVELS, DISCRETE_TABLE.index(_PLAIN_LEVELS), (0.0, -1.0, -1.0, 0.0))
+_BY_LENGTH = {"slack_weight": 0.0, "drop": 0.25}  # on floats, as near as they come to it
+_NUMBERS = tuple(to_unit([_BY_LENGTH.get(name, neutral) for name, neutral in zip(NAMES, NEUTRAL, strict=True)]))
+_PLAIN = (
+    _PLAIN_LEVELS,
+    DISCRETE_TABLE.index(_PLAIN_LEVELS),
+    (0.0, -1.0, -1.0, 0.0),
+    _NUMBERS,
+    (0.0,) * MOST_RANKED + _NUMBERS,
+)
 _NOTHING: dict[str, Any] = {}  # the info of every step that ends no episode
 
 
@@ -36,13 +47,13 @@ class ServingVecEnv(VecEnv):
     Args:
         scenario: name, TOML file or settings; or a list of these, one of which each episode draws.
         num_envs: how many.
-        action: "multidiscrete", "discrete" or "box".
+        action: one of `llm_env.actions.ACTION_KINDS`.
         workloads: seed -> requests, of each scenario; by default drawn from it (see `llm_env.spaces.workload_of`).
         stagger_steps: above 0, `reset` first takes up to so many steps in each system, a number drawn for each, so that
             their episodes do not run in lockstep and a rollout shows all parts of an episode.
 
     Attributes:
-        action_kind: MULTIDISCRETE, DISCRETE or BOX of `llm_env.actions`.
+        action_kind: its place there.
         scenarios: the scenarios, in the order in which they were given.
         scenario_index: (num_envs,) int64, which of them the episodes of the last step were of.
         dt_s: (num_envs,) float64, duration of the last step in seconds, for a discount by time.
@@ -60,10 +71,25 @@ class ServingVecEnv(VecEnv):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
-        self.scenarios = resolve_scenarios(scenario, None)
-        self._systems = Systems(self.scenarios, num_envs, action, workloads)
-        self.action_kind = self._systems.kind
-        super().__init__(num_envs, observation_space(), action_space(action))
+        systems = Systems(resolve_scenarios(scenario, None), num_envs, action, workloads)
+        names = tuple(name for name, *_ in observed(action))
+        self._make(systems, observation_space(action), action_space(action), names, stagger_steps)
+
+    def _make(
+        self,
+        systems: Systems,
+        observations: gym.spaces.Box,
+        actions: gym.Space[Any],
+        feature_names: tuple[str, ...],
+        stagger_steps: int = 0,
+    ) -> None:
+        """Takes the systems. Args: observations, actions, feature_names: of one of them."""
+        num_envs = systems.num_envs
+        self.scenarios = systems.scenarios
+        self._systems = systems
+        self.action_kind = systems.kind
+        self._feature_names = feature_names
+        super().__init__(num_envs, observations, actions)
         self.scenario_index = np.zeros(num_envs, np.int64)
         self.dt_s = np.zeros(num_envs)
         self.rewards = np.zeros(num_envs, np.float32)
@@ -118,7 +144,7 @@ class ServingVecEnv(VecEnv):
         step = self._systems.step(self._all)
         self.scenario_index = self._systems.scenario_index.copy()  # before those that end begin anew
         self.dt_s, self.step_infos = step.infos["dt_s"], step.infos
-        self.rewards = step.rewards.astype(np.float32)
+        self.rewards = self._rewards_of(step).astype(np.float32)
         self._returns += step.rewards
         self._lengths += 1
         observations, ended = step.observations, step.terminated | step.truncated
@@ -129,6 +155,10 @@ class ServingVecEnv(VecEnv):
                 self._restart(int(e), None)
             observations = np.where(ended[:, None], self._systems.observe(ended), observations)
         return observations, self.rewards.copy(), ended, infos
+
+    def _rewards_of(self, step: Step) -> np.ndarray:
+        """(num_envs,) float64: what is learned from a step, before any episode begins anew."""
+        return step.rewards
 
     def _final_info(self, e: int, observation: np.ndarray, truncated: bool) -> dict[str, Any]:
         elapsed_s = round(time.perf_counter() - self._begun, 6)
@@ -142,6 +172,23 @@ class ServingVecEnv(VecEnv):
     def action_masks(self) -> np.ndarray:
         """(num_envs, sum(nvec)) bool: the MultiDiscrete levels that make a difference now."""
         return self._systems.masks()
+
+    def saved(self) -> dict[str, Any]:
+        """All that the steps to come depend on: views on arrays, and JSON values (see `Systems.saved`)."""
+        return {"returns": self._returns, "lengths": self._lengths, **self._systems.saved()}
+
+    def restore(self, stored: Stored) -> None:
+        """Goes on as the environment that had saved this: bit for bit.
+
+        Raises:
+            UserError: something is missing or does not fit; names it.
+        """
+        self._returns = stored.array("returns", np.float64, (self.num_envs,)).copy()
+        self._lengths = stored.array("lengths", np.int64, (self.num_envs,)).copy()
+        try:
+            self._systems.restore(stored.values)
+        except UserError as error:
+            raise UserError(f"{stored.place}: {stored.prefix}{error}") from None
 
     def close(self) -> None:
         """Nothing is held that must be given back."""
@@ -160,7 +207,7 @@ class ServingVecEnv(VecEnv):
             return [lambda e=e: self.action_masks()[e] for e in self._which(indices)]
         if attr_name == "scenario":
             return [self._systems.scenario(e) for e in self._which(indices)]
-        shared = {"render_mode": None, "feature_names": FEATURE_NAMES}
+        shared = {"render_mode": None, "feature_names": self._feature_names}
         if attr_name not in shared:
             raise AttributeError(f"the systems have no attribute {attr_name!r}")
         return [shared[attr_name] for _ in self._which(indices)]

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 from baselines import (
+    adaptive,
     decode_first,
     distserve,
     dynamic_batch,
@@ -19,6 +20,7 @@ from baselines import (
     fcfs,
     fixed_batch,
     hrrn,
+    kv_aware,
     moore_hodgson,
     nested_wait,
     orca,
@@ -27,6 +29,7 @@ from baselines import (
     rad,
     random,
     request_level,
+    role_switch,
     sarathi,
     sarathi_spf,
     sglang,
@@ -52,11 +55,14 @@ POLICIES: dict[str, Callable[..., Any]] = {
     "tensorrt-llm": tensorrt_llm.make,
     "distserve": distserve.make,
     "splitwise": splitwise.make,
+    "role-switch": role_switch.make,
     "sarathi": sarathi.make,
     "sarathi-spf": sarathi_spf.make,
     "decode-first": decode_first.make,
     "slack-fill": slack_fill.make,
     "moore-hodgson": moore_hodgson.make,
+    "adaptive": adaptive.make,
+    "kv-aware": kv_aware.make,
     "slai": slai.make,
     "rad": rad.make,
     "fastserve": fastserve.make,

@@ -1,4 +1,4 @@
-"""From an agent's action to a Decision, in three forms: MultiDiscrete, Discrete and Box. No form can stop serving.
+"""From an agent's action to a Decision, in five forms: MultiDiscrete, Discrete and three Boxes. None can stop serving.
 
 Budgets are given relative to the SLO budget tau* = b0 + (TBT target - c) / a, the largest batch that keeps an iteration
 inside the TBT target, so that one action means the same on every scenario.
@@ -10,9 +10,11 @@ from math import isnan
 
 import numpy as np
 
+from llm_env.adaptive import NAMES, adaptive_decision, parameters_of
 from llm_env.batching import next_helpable
 from llm_env.dtypes import PARALLEL_PREFILL
 from llm_env.jit import njit
+from llm_env.ranking import write_scores
 from llm_env.records import (
     DECODES_FIRST,
     DROPPED_LAST,
@@ -20,6 +22,7 @@ from llm_env.records import (
     FCFS,
     LEAST_SLACK,
     MOORE_HODGSON,
+    MOST_RANKED,
     PREFILL_FIRST,
     QUEUE_ORDERS,
     SHORTEST_PREFILL,
@@ -28,9 +31,10 @@ from llm_env.records import (
     State,
     decision,
 )
+from llm_env.view import make_view
 
-ACTION_KINDS = ("multidiscrete", "discrete", "box")
-MULTIDISCRETE, DISCRETE, BOX = range(3)
+ACTION_KINDS = ("multidiscrete", "discrete", "box", "adaptive", "ranked")
+MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE, RANKED = range(5)
 
 # ---- the levels ----------------------------------------------------------------------------------------------------
 BUDGET_LEVELS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 2.0, 5.0)  # x tau*; exactly 1.0 must be among them
@@ -51,11 +55,16 @@ DISCRETE_TABLE = (
     (4, MIX_PREFILL_FIRST, _WHOLE, MOORE_HODGSON),
 )
 BOX_NAMES = ("log_budget_factor", "slack_weight", "drop_weight", "rate_margin")
+SCORE_NAMES = tuple(f"score_{c}" for c in range(MOST_RANKED))
+# the forms made of floats in [-1, 1]: what each of these is
+FLOAT_NAMES = {"box": BOX_NAMES, "adaptive": NAMES, "ranked": SCORE_NAMES + NAMES}
+MOST_FLOATS = max(len(names) for names in FLOAT_NAMES.values())
 
 _BUDGETS = np.array(BUDGET_LEVELS)
 _CHUNKS = np.array(CHUNK_LEVELS, np.int64)
 _ORDERS = np.array(ORDERS, np.int64)
 _TABLE = np.array(DISCRETE_TABLE, np.int64)
+_FLOAT_SHAPES = {ACTION_KINDS.index(kind): (len(names),) for kind, names in FLOAT_NAMES.items()}
 
 
 def describe(levels: tuple[int, int, int, int]) -> str:
@@ -66,9 +75,9 @@ def describe(levels: tuple[int, int, int, int]) -> str:
 
 
 def is_allowed(action: np.ndarray, kind: int) -> bool:
-    """Whether an array is surely an action of one system: (4,) levels, an index of no axis or (4,) floats, not NaN."""
-    if kind == BOX:
-        return action.shape == (4,) and action.dtype.kind == "f" and not isnan(sum(action.tolist()))
+    """Whether an array is surely an action of one system: (4,) levels, an index of no axis or floats, none NaN."""
+    if kind >= BOX:
+        return action.shape == _FLOAT_SHAPES[kind] and action.dtype.kind == "f" and not isnan(sum(action.tolist()))
     if action.dtype.kind not in "iu":
         return False
     if kind == DISCRETE:
@@ -87,12 +96,18 @@ def to_decision(state: State, kind, integers, floats) -> Decision:
     """The Decision that an action means for the worker at hand.
 
     Args:
-        kind: MULTIDISCRETE, DISCRETE or BOX.
+        kind: MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE or RANKED.
         integers: (4,) int64; MULTIDISCRETE: budget level, mix, chunk level, order; DISCRETE: index, and three unused.
-        floats: (4,) float64 in [-1, 1], BOX only: budget tau* x 2^(1.5 x), weight of deadlines against prefill time
-            1 + min(x, 0), distance of the dropped 2^(6 + 8 x) TTFT targets and from x = 0 on behind all others, rate
-            margin 1.5^x. All 0 is Moore-Hodgson at tau*.
+        floats: (MOST_FLOATS,) float64 in [-1, 1]. BOX, the first 4: budget tau* x 2^(1.5 x), weight of deadlines
+            against prefill time 1 + min(x, 0), distance of the dropped 2^(6 + 8 x) TTFT targets and from x = 0 on
+            behind all others, rate margin 1.5^x; all 0 is Moore-Hodgson at tau*. ADAPTIVE: see `llm_env.adaptive`.
+            RANKED: scores of the candidates (`llm_env.ranking`), which are noted in the State; then as ADAPTIVE.
     """
+    if kind == ADAPTIVE:
+        return adaptive_decision(make_view(state), parameters_of(floats))
+    if kind == RANKED:
+        write_scores(state, floats)
+        return adaptive_decision(make_view(state), parameters_of(floats[MOST_RANKED:]), 1)
     worker = state.workers[state.system[0].worker]
     budget = worker.slo_budget
     if kind == BOX:

@@ -14,9 +14,9 @@ import numpy as np
 from llm_env.bounds import slo_bound
 from llm_env.dtypes import SLO_RULES
 from llm_env.errors import UserError
-from llm_env.metrics import Interval, mean_ci, paired_ci
+from llm_env.metrics import WEIGHTED, Interval, mean_ci, paired_ci
 from llm_env.study import CellResult, Study, at_this_load, sort_cells
-from llm_env.workload import draw_workload
+from llm_env.workload import concrete, draw_workload
 
 AVERAGED = (
     "goodput_per_s",
@@ -49,10 +49,11 @@ class Row:
 
     Attributes:
         attainment: SLO attainment under each rule: mean and half-width of its 95 % t-interval over seeds or blocks.
-        difference: paired difference of the scenario's attainment to the best baseline at this load (None for itself).
+            Where the classes' weights differ also WEIGHTED, under the scenario's rule.
+        difference: paired difference of the headline to that of the best baseline at this load (None for itself).
         means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles.
         unstable: the backlog grew, so that every time and backlog here depends on how long the run was.
-        headline_rule: the scenario's SLO rule.
+        headline_rule: what contenders are ranked by: the scenario's SLO rule, or WEIGHTED where there is that.
         empty_seeds: seeds without a measured request, left out for everybody: their workload is the same for all.
     """
 
@@ -70,7 +71,7 @@ class Row:
 
     @property
     def headline(self) -> Interval:
-        """Attainment under the scenario's rule."""
+        """Attainment under the scenario's rule, by weight where the classes' weights differ."""
         return self.attainment[self.headline_rule]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,8 +85,8 @@ class Row:
             "unstable": self.unstable,
         }
         for rule, interval in self.attainment.items():
-            flat[f"slo_attainment_{rule}"] = _number(interval.mean)
-            flat[f"slo_attainment_{rule}_ci95"] = _number(interval.half_width)
+            name = "weighted_attainment" if rule == WEIGHTED else f"slo_attainment_{rule}"
+            flat[name], flat[f"{name}_ci95"] = _number(interval.mean), _number(interval.half_width)
         flat["difference_to_best_baseline"] = _number(self.difference.mean) if self.difference else None
         flat["difference_ci95"] = _number(self.difference.half_width) if self.difference else None
         return flat | {name: _number(value) for name, value in self.means.items()}
@@ -105,11 +106,11 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
         if not cells:
             raise UserError("no seed has a request in the measured window: a higher load or a longer episode has some")
         samples = {
-            contender.label: _samples([c for c in cells if c.contender == contender.label])
+            contender.label: _samples([c for c in cells if c.contender == contender.label], study.weighted)
             for contender in study.contenders
         }
-        rule = study.scenario.slo.rule
-        baselines = [c.label for c in study.contenders if not c.agent]
+        rule = WEIGHTED if study.weighted else study.scenario.slo.rule
+        baselines = [c.label for c in study.contenders if not c.agent and not c.is_bound]
         best = max(baselines, key=lambda label: samples[label][rule].mean(), default=None)
         for contender in study.contenders:
             mine = [c for c in cells if c.contender == contender.label]
@@ -148,9 +149,11 @@ def study_bounds(study: Study) -> Bounds:
     for load in study.load_labels():
         scenario, trace = at_this_load(study, load)
         seeds = study.seeds if trace is None else study.seeds[:1]
+        episodes = [concrete(scenario, seed) for seed in seeds]
         workloads = [draw_workload(scenario, seed) if trace is None else trace for seed in seeds]
         bounds[load] = {
-            rule: _mean([slo_bound(requests, scenario, rule).share for requests in workloads]) for rule in SLO_RULES
+            rule: _mean([slo_bound(*pair, rule).share for pair in zip(workloads, episodes, strict=True)])
+            for rule in SLO_RULES
         }
     return bounds
 
@@ -161,11 +164,14 @@ def best_baseline(rows: list[Row], load: float | None) -> str | None:
     return found[0] if found else None
 
 
-def _samples(cells: list[CellResult]) -> dict[str, np.ndarray]:
-    """The replications of a row under each rule: blocks of the one run of a trace, else seeds."""
+def _samples(cells: list[CellResult], weighted: bool) -> dict[str, np.ndarray]:
+    """The replications of a row under each rule, and WEIGHTED: blocks of the one run of a trace, else seeds."""
     if cells[0].blocks:
-        return {rule: cells[0].blocks[rule] for rule in SLO_RULES}
-    return {rule: np.array([c.summary[f"slo_attainment_{rule}"] for c in cells]) for rule in SLO_RULES}
+        return cells[0].blocks
+    samples = {rule: np.array([c.summary[f"slo_attainment_{rule}"] for c in cells]) for rule in SLO_RULES}
+    if weighted:
+        samples[WEIGHTED] = np.array([c.summary["weighted_attainment"] for c in cells])
+    return samples
 
 
 def _mean(values: list[float]) -> float:

@@ -165,7 +165,9 @@ def _place_prefills(state: State, w, d: Decision) -> None:
     queue = state.queues[worker.queue]
     if prefill_room(worker, d) <= 0 or (worker.num_partial == 0 and queue.num_waiting == 0):
         return
-    if d.order == FCFS:
+    if worker.next_role > 0:  # it finishes what it has begun
+        _place_partials(state, w, d)
+    elif d.order == FCFS:
         _place_partials(state, w, d)
         while queue.num_waiting > 0 and admit(state, w, d, head(state, worker.queue, SET_ARRIVAL)):
             pass
@@ -242,3 +244,21 @@ def next_helpable(state: State, w, after) -> int:
             if wanted and r.num_helpers + 1 < system.helpers_max_workers:
                 best = i
     return best
+
+
+@njit
+def attention(state: State, w) -> tuple[int, int]:
+    """What the batch of worker w attends to.
+
+    Returns:
+        Tokens with KV of its decodes before this step; the sum over its prefill entries of chunk tokens x context,
+        where the context is what had been computed or taken by workers before, plus the chunk itself.
+    """
+    cached_tokens, token_context = 0, 0
+    for k in range(state.workers[w].batch_size):
+        r, tokens = state.requests[state.batch[w, k, 0]], state.batch[w, k, 1]
+        if r.computed_tokens < r.prefill_tokens:
+            token_context += tokens * (r.computed_tokens + r.away_tokens + r.in_batch)
+        else:
+            cached_tokens += r.computed_tokens
+    return cached_tokens, token_context

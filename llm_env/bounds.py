@@ -43,7 +43,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_env.closed_loop import is_script
-from llm_env.config import Scenario
+from llm_env.config import Scenario, refuse_varying
 from llm_env.dtypes import LATE_TOLERANCE_S, SLO_RULES
 from llm_env.errors import UserError
 from llm_env.jit import njit
@@ -94,6 +94,7 @@ def slo_bound(
         raise UserError(f"bound: rule: expected one of {', '.join(SLO_RULES)}, got {rule!r}")
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise UserError(f"bound: max_batch_tokens: expected at least 1, got {max_batch_tokens}")
+    refuse_varying(scenario, "bound")
     why_not = reason_without_bound(scenario)
     if why_not:
         raise UserError(f"bound: {why_not}")

@@ -5,6 +5,8 @@ The one place where settings become seconds. Knows the floors below; runs nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import log2, log10
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from llm_env.dtypes import (
     TRANSFER,
     WORKER,
 )
+from llm_env.errors import UserError
 from llm_env.jit import IN_PLAIN_PYTHON
 from llm_env.orders import WINDOW
 from llm_env.queue import clear_queue, tree_levels
@@ -49,9 +52,12 @@ from llm_env.records import (
     UNKNOWN,
     State,
 )
+from llm_env.roles import role_queue
 from llm_env.service import curve_budget, prefill_times, service_curve
+from llm_env.worker_load import routing_weights
 from llm_env.workload import draw_noise
 
+_GROWING = {"noise": 2, "batch_log": 1, "gap_log": 1}  # axes that `enlarge` widens, where they are not empty
 UNLIMITED_BLOCKS = 1 << 40
 SLO_BUDGET_CAP = 1 << 20  # tokens; the SLO budget of a system whose batches take no time per token
 _FIRST_NOISE = 4096  # iterations of noise drawn at first; more are drawn as they are needed
@@ -83,11 +89,17 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     s["slo_rule"] = SLO_RULES.index(scenario.slo.rule)
     s["ttft_target_s"] = min(c.ttft_ms for c in scenario.slo.classes) / 1e3
     s["tbt_target_s"] = scenario.slo.tightest_tbt_ms / 1e3
+    s["largest_weight"] = max(c.weight for c in scenario.slo.classes)
+    s["log2_classes"] = log2(len(scenario.slo.classes))
+    s["log10_ttft_spread"] = log10(max(c.ttft_ms for c in scenario.slo.classes) / 1e3 / s["ttft_target_s"])
+    s["log10_tbt_spread"] = log10(max(c.tbt_ms for c in scenario.slo.classes) / 1e3 / s["tbt_target_s"])
+    s["weight_spread"] = min(c.weight for c in scenario.slo.classes) / s["largest_weight"]
     s["fastest"] = max(settings.worker_speeds)
     s["slo_budget"] = curve_budget(curve, s["tbt_target_s"] * s["fastest"], SLO_BUDGET_CAP)
     s["horizon_s"] = scenario.episode.horizon_s
     s["layout"] = LAYOUTS.index(settings.layout)
     s["router"] = ROUTERS.index(settings.router)
+    s["routing"] = routing_weights(settings.routing)
     s["num_prefill_workers"] = settings.prefill_workers or settings.workers
     s["prefix_cache"] = kv.prefix_cache
     s["kv_bytes_per_token"] = kv.bytes_per_token
@@ -96,6 +108,10 @@ def system_record(scenario: Scenario, record: bool = False) -> np.ndarray:
     s["link_bytes_per_s"] = INF if settings.link.gbytes_per_s is None else settings.link.gbytes_per_s * 1e9
     s["helpers_max_workers"] = settings.parallel.max_workers
     s["helpers_min_tokens"] = settings.parallel.min_tokens
+    s["change_roles"] = settings.roles.change
+    s["switch_s"] = settings.roles.switch_ms / 1e3
+    s["min_prefill_workers"] = settings.roles.min_prefill_workers
+    s["min_decode_workers"] = settings.roles.min_decode_workers
     s["arrivals_s"] = scenario.episode.arrivals_s
     s["record"] = record
     return system
@@ -111,8 +127,9 @@ def worker_records(scenario: Scenario) -> np.ndarray:
         workers[w]["role"] = ROLE_PREFILL if prefills else ROLE_DECODE
         if settings.prefill_workers is None:
             workers[w]["role"] = ROLE_BOTH
+        workers[w]["first_role"] = workers[w]["role"]
         if settings.router == "shared":
-            workers[w]["queue"] = 0 if prefills else 1  # where nobody ever waits
+            workers[w]["queue"] = role_queue(workers[w]["role"])
         else:
             workers[w]["queue"] = w
         workers[w]["speed"] = speed
@@ -146,11 +163,44 @@ def new_states(scenario: Scenario, num_envs: int, capacity: int, record: bool = 
         transfers=np.zeros((num_envs, transfers), TRANSFER),
         clients=np.zeros((num_envs, capacity), CLIENT),
         noise=np.ones((num_envs, workers, _FIRST_NOISE if noisy else 0, 2), np.float64),
-        scratch=np.zeros((num_envs, 4, running + WINDOW), np.float64),
+        scratch=np.zeros((num_envs, 6, running + WINDOW), np.float64),
         batch_log=np.zeros((num_envs, log_rows), BATCH),
         gap_log=np.zeros((num_envs, log_rows), GAP),
     )
     return _readable(states)
+
+
+def rebuild(scenario: Scenario, saved: Mapping[str, np.ndarray], record: bool = False) -> State:
+    """The systems whose arrays were saved, by name of the State's field; in memory of their own.
+
+    Raises:
+        UserError: one is missing or has another dtype or shape than systems of this scenario; names the array.
+    """
+    requests = saved.get("requests")
+    if requests is None or requests.ndim != 2 or 0 in requests.shape:
+        raise UserError("requests: expected an array of systems by requests")
+    states = new_states(scenario, requests.shape[0], requests.shape[1], record)
+    arrays = []
+    for name, fresh in zip(State._fields, states, strict=True):
+        array, shape = saved.get(name), list(fresh.shape)
+        if array is None:
+            raise UserError(f"{name}: is missing")
+        if array.dtype != fresh.dtype:
+            raise UserError(f"{name}: expected an array of {_described(fresh.dtype)}, got {_described(array.dtype)}")
+        if name in _GROWING and array.ndim == fresh.ndim and shape[_GROWING[name]]:
+            shape[_GROWING[name]] = max(shape[_GROWING[name]], array.shape[_GROWING[name]])
+        if array.shape != tuple(shape):
+            raise UserError(f"{name}: expected shape {tuple(shape)}, got {array.shape}")
+        mine = _aligned(array.shape, array.dtype)
+        mine[...] = array
+        arrays.append(mine)
+    if not np.array_equal(arrays[State._fields.index("levels")], states.levels):
+        raise UserError("levels: are not those of bitmap trees of this size")
+    return _readable(State(*arrays))
+
+
+def _described(dtype: np.dtype) -> str:
+    return f"records of {len(dtype.names)} fields, {dtype.itemsize} bytes" if dtype.names else str(dtype)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -301,10 +351,14 @@ def _restart_system(state: State, num_requests: int) -> None:
     state.system["num_requests"] = num_requests
     state.system["phase"] = ACTIVE
     state.system["last_client"] = NOBODY
+    state.system["named"] = NOBODY
     names = WORKER.names
     assert names is not None
     for name in names[names.index("busy") :]:
         state.workers[name] = NOBODY if name in ("swapped", "cache_first", "cache_last") else 0
+    if state.system["change_roles"][0]:
+        for w, role in enumerate(state.workers["first_role"]):
+            state.workers["role"][w], state.workers["queue"][w] = role, role_queue(role)
 
 
 def enlarge(states: State, seeds: np.ndarray) -> State:

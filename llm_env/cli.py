@@ -23,6 +23,7 @@ from rich.text import Text
 from baselines import POLICIES, parse_parameters, policy_info
 from llm_env.command import exit_code, output_console
 from llm_env.commands.arguments import integer, number
+from llm_env.commands.tune import add_tune
 from llm_env.commands.workload import add_workload
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
 from llm_env.errors import UserError
@@ -37,7 +38,7 @@ from llm_env.scenarios import (
     service_from_text,
 )
 from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
-from llm_env.workload import draw_workload, read_requests, refuse_rate
+from llm_env.workload import concrete, draw_workload, read_requests, refuse_rate
 
 TRACE_SLOTS = 4096  # running requests of a worker without a scenario: the policy's own limit decides
 TRACE_HORIZON_S = 1e9  # the largest there is: a trace is run to its end
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_validate(commands)
     add_workload(commands)
+    add_tune(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",
@@ -182,6 +184,7 @@ def _problem(arguments: argparse.Namespace) -> tuple[Scenario, np.ndarray]:
     scenario = _system(arguments)
     if arguments.load is not None:
         refuse_rate(scenario, "--load")
+    scenario = concrete(scenario, arguments.seed)
     if arguments.trace is None:
         return scenario, draw_workload(scenario, arguments.seed)
     scale = 1.0 if arguments.time_scale is None else arguments.time_scale

@@ -8,12 +8,13 @@ one place, `llm_env.rollout.new_state`. Knows the errors and the settings of the
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from llm_env.arrival_settings import (
     ArrivalPart,
@@ -32,7 +33,8 @@ from llm_env.arrival_settings import (
     SuperposedArrivals,
     WeibullArrivals,
 )
-from llm_env.errors import InputOutputError, UserError, join_problems
+from llm_env.changes import EITHER, changed
+from llm_env.errors import InputOutputError, UserError
 from llm_env.length_settings import (
     ChoiceLength,
     FixedLength,
@@ -45,17 +47,21 @@ from llm_env.length_settings import (
     UniformLength,
     ZipfLength,
 )
+from llm_env.problems import describe_problems
 from llm_env.settings import MAX_POINTS, MAX_TOKENS, Positive, Settings
 from llm_env.system_settings import (
     KVSettings,
     Layout,
     LinkSettings,
     ParallelSettings,
+    RoleSettings,
     Router,
+    RoutingSettings,
     ServiceSettings,
     SystemSettings,
 )
-from llm_env.workload_settings import ClientSettings, SessionSettings, WorkloadSettings
+from llm_env.vary_settings import VarySettings
+from llm_env.workload_settings import ClientSettings, KindSettings, SessionSettings, WorkloadSettings
 
 __all__ = [
     "MAX_POINTS",
@@ -73,6 +79,7 @@ __all__ = [
     "GammaArrivals",
     "GeometricLength",
     "KVSettings",
+    "KindSettings",
     "Layout",
     "Length",
     "LinkSettings",
@@ -87,20 +94,25 @@ __all__ = [
     "ProfileArrivals",
     "QuantileLength",
     "RewardSettings",
+    "RoleSettings",
     "Router",
+    "RoutingSettings",
     "SLOClass",
     "SLOSettings",
     "Scenario",
     "ServiceSettings",
     "SessionSettings",
     "Settings",
+    "Stationary",
     "SuperposedArrivals",
     "SystemSettings",
     "UniformLength",
+    "VarySettings",
     "WeibullArrivals",
     "WorkloadSettings",
     "ZipfLength",
     "describe_problems",
+    "drawn",
     "read_scenario",
     "scenario_from_dict",
     "scenario_to_toml",
@@ -137,6 +149,11 @@ class SLOSettings(Settings):
         return self
 
     @property
+    def weighted(self) -> bool:
+        """True if a request of one class counts for more than one of another."""
+        return len({c.weight for c in self.classes}) > 1
+
+    @property
     def tightest_tbt_ms(self) -> float:
         return min(c.tbt_ms for c in self.classes)
 
@@ -157,17 +174,23 @@ class EpisodeSettings(Settings):
 
 
 class RewardSettings(Settings):
-    """Weights of the named reward terms (see `llm_env.reward`) and the time constant H of the discount exp(-dt/H)."""
+    """Weights of the named reward terms and the time constant H of the discount exp(-dt/H).
+
+    `miss` and `backlog` are those of llm_env/Routing-v0 (see `llm_env.routing_reward`), the others of the environments
+    that form batches (`llm_env.reward`).
+    """
 
     first_token: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     completion: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     token: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     queue: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    miss: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    backlog: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     discount_horizon_s: Positive = 40.0
 
 
 class Scenario(Settings):
-    """One serving problem: system, promises, traffic, episode and reward."""
+    """One serving problem: system, promises, traffic, episode and reward; and what of it each episode draws anew."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "custom"
     description: str = ""
@@ -177,77 +200,17 @@ class Scenario(Settings):
     workload: WorkloadSettings = WorkloadSettings()
     episode: EpisodeSettings = EpisodeSettings()
     reward: RewardSettings = RewardSettings()
+    vary: Annotated[tuple[VarySettings, ...], Field(max_length=64, strict=False)] = ()
 
+    @model_validator(mode="after")
+    def _draws_are_valid(self) -> Scenario:
+        if self.vary:
+            _check_draws(self)
+        return self
 
-# the values of `kind` that each of these settings may take
-_KINDS = {
-    field: tuple(kind.model_fields["kind"].default for kind in get_args(get_args(union)[0]))
-    for field, union in (
-        ("arrivals", Arrivals),
-        ("base", Stationary),
-        ("prompt", Length),
-        ("output", Length),
-        ("first_prompt", Length),
-    )
-}
-_WORDS = (
-    ("Value error, ", ""),
-    ("Input should be ", "expected "),
-    ("expected greater than or equal to ", "expected at least "),
-    ("expected less than or equal to ", "expected at most "),
-    ("expected greater than ", "expected above "),
-    ("expected less than ", "expected below "),
-)
-
-
-def _describe(item: ErrorDetails) -> str:
-    """The field, what was expected and what was got, in the words of somebody who writes TOML."""
-    location, value = list(item["loc"]), item["input"]
-    location = [
-        part  # without the kinds, which pydantic puts after the settings that have one
-        for before, part in zip([None, *location], location, strict=False)
-        if not (before in _KINDS and part in _KINDS[str(before)])
-    ]
-    got = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
-    match item["type"]:
-        case "extra_forbidden":
-            message, got = "unknown setting", ""
-        case "missing":
-            message, got = "missing, it has no default", ""
-        case "value_error":
-            message, got = item["msg"], ""  # our own, which name the values
-        case "too_short" | "too_long":
-            bounds = item.get("ctx", {})
-            bound = f"at least {bounds['min_length']}" if "min_length" in bounds else f"at most {bounds['max_length']}"
-            message, got = f"expected {bound} items", str(len(value))
-        case "union_tag_invalid" | "union_tag_not_found":
-            got = repr(value["kind"]) if isinstance(value, dict) and "kind" in value else "none"
-            message = f"expected one of {', '.join(map(repr, _KINDS[str(location[-1])]))}"
-            location.append("kind")
-        case "model_type" | "model_attributes_type":
-            message = "expected a table of settings"
-        case "tuple_type":
-            message = "expected a list"
-        case _:
-            message = item["msg"]
-    for old, new in _WORDS:
-        message = message.replace(old, new, 1) if message.startswith(old) else message
-    field = ".".join(str(part) for part in location) or "settings"
-    return f"{field}: {message[0].lower()}{message[1:]}{f', got {got}' if got else ''}"
-
-
-def describe_problems(error: ValidationError, place: str) -> str:
-    """One line a problem: place, field, what was expected, what was got."""
-    items = error.errors(include_url=False)
-    places = [item["loc"] for item in items]
-    return join_problems(
-        [
-            f"{place}: {_describe(item)}"
-            for item in items
-            # a list without its wrong items looks too short; the wrong items are the problem
-            if item["type"] != "too_short" or not any(p[: len(item["loc"])] == item["loc"] != p for p in places)
-        ]
-    )
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "vary" or value}
 
 
 def scenario_from_dict(data: dict[str, Any], place: str = "scenario") -> Scenario:
@@ -287,38 +250,116 @@ def scenario_to_toml(scenario: Scenario) -> str:
     return tomli_w.dumps(scenario.model_dump(mode="json", exclude_none=True))
 
 
-_EITHER = (
-    ("workload.load", "workload.rate_per_s"),
-    ("workload.sessions.mean_turns", "workload.sessions.more_turns"),
-    ("workload.clients.skew", "workload.clients.log_rate_sd"),
-)
-
-
 def with_changes(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
-    """A copy with some settings changed, named by dotted paths ("workload.load"). Checked as a whole.
+    """A copy with some settings changed, named by dotted paths ("workload.load", "slo.classes.0.weight"). Checked as a
+    whole.
 
     Setting workload.load clears workload.rate_per_s, and the other way round; so do the other settings of which only
-    one can be given. Closed-loop arrivals clear both. Another `kind` comes without the settings of the old one.
+    one can be given. Closed-loop arrivals clear both. Another `kind` comes without the settings of the old one. What is
+    changed no longer varies.
 
     Raises:
         UserError: an unknown path or a bad value.
     """
     data = scenario.model_dump(mode="python", exclude_none=True)
-    for path, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".kind")):  # kinds first
-        *parents, last = path.split(".")
-        node = data
-        for key in parents:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise UserError(f"scenario: {path}: {key} is not a group of settings")
-        if last == "kind" and node.get("kind") != value:
-            node.clear()
-        for one, other in _EITHER:
-            if path in (one, other):
-                node.pop((other if path == one else one).rpartition(".")[2], None)
-        kind = value.get("kind") if path == "workload.arrivals" and isinstance(value, dict) else None
-        if "closed-loop" in (kind, value if path == "workload.arrivals.kind" else None):
-            data["workload"].pop("load", None)
-            data["workload"].pop("rate_per_s", None)
-        node[last] = value
-    return scenario_from_dict(data)
+    given = {path for pair in EITHER for path in pair if changes.keys() & set(pair)} | changes.keys()
+    if scenario.vary and "vary" not in changes:
+        left: list[VarySettings | None] = list(scenario.vary)
+        for path in given:
+            left = [entry and entry.without(path) for entry in left]
+        data["vary"] = [entry.model_dump(exclude_none=True) for entry in left if entry is not None]
+    return scenario_from_dict(changed(data, changes))
+
+
+def drawn(scenario: Scenario, uniforms: Mapping[str, float]) -> Scenario:
+    """The scenario of an episode: every entry of `vary` applied, in their order, each setting checked again.
+
+    Args:
+        uniforms: in [0, 1], by the entries' labels.
+
+    Raises:
+        UserError: two draws do not fit together.
+    """
+    data = _settings_of(scenario)
+    for entry in scenario.vary:
+        data = entry.applied(data, uniforms[entry.label])
+    made: dict[str, Any] = {"vary": ()}
+    for name in {path.partition(".")[0] for entry in scenario.vary for path in entry.paths}:
+        try:
+            made[name] = type(getattr(scenario, name)).model_validate(data[name])
+        except ValidationError as error:
+            raise UserError(describe_problems(error, f"vary: {name}")) from None
+    return scenario.model_copy(update=made)
+
+
+def _settings_of(scenario: Scenario) -> dict[str, Any]:
+    """The nested tables of what may vary, made once for each scenario: a tenth of a reset."""
+    known = _TABLES.get(id(scenario))
+    if known is None or known[0] is not scenario:
+        if len(_TABLES) >= _MAX_TABLES:
+            _TABLES.clear()
+        names = {"system", "slo", "workload", "episode", "reward"}
+        known = scenario, scenario.model_dump(mode="python", exclude_none=True, include=names)
+        _TABLES[id(scenario)] = known
+    return known[1]
+
+
+_TABLES: dict[int, tuple[Scenario, dict[str, Any]]] = {}  # by identity: hashing a scenario takes longer
+_MAX_TABLES = 64
+
+
+def _shape(scenario: Scenario) -> dict[str, Any]:
+    """What all episodes of a scenario have in common: the arrays' shapes, who routes, and what is measured."""
+    system = scenario.system
+    fixed = {f"system.{name}": getattr(system, name) for name in FIXED_OF_SYSTEM}
+    noises = (system.service.setup_noise, system.service.per_token_noise)
+    return {
+        **fixed,
+        "system.service: noise": "none" if set(noises) == {"none"} else "some",
+        "workload.arrivals: closed loop": isinstance(scenario.workload.arrivals, ClosedLoopArrivals),
+        "episode.warmup_s": scenario.episode.warmup_s,
+    }
+
+
+FIXED_OF_SYSTEM = ("workers", "max_running", "layout", "prefill_workers", "router")
+
+
+def _check_draws(scenario: Scenario) -> None:
+    """Every alternative of every draw, and of every two that meet in one group of settings.
+
+    Raises:
+        ValueError: one of them is no valid scenario, or has other shapes than the scenario itself.
+    """
+    labels = [entry.label for entry in scenario.vary]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
+    groups = [{path.partition(".")[0] for path in entry.paths} for entry in scenario.vary]
+    first = {entry.label: entry.alternatives[0] for entry in scenario.vary}
+    shape = _shape(scenario)
+    for i, one in enumerate(scenario.vary):
+        for j, other in enumerate(scenario.vary[: i + 1]):
+            if not groups[i] & groups[j]:
+                continue
+            for u, v in product(one.alternatives, other.alternatives):
+                if i == j and u != v:
+                    continue
+                try:
+                    found = _shape(drawn(scenario, {**first, one.label: u, other.label: v}))
+                except UserError as error:
+                    raise ValueError(f"{one.label}: {error}") from None
+                different = next((name for name in shape if shape[name] != found[name]), None)
+                if different is not None:
+                    raise ValueError(
+                        f"{one.label}: {different} must be the same in all episodes: {shape[different]!r}, got"
+                        f" {found[different]!r}"
+                    )
+
+
+def refuse_varying(scenario: Scenario, what: str) -> None:
+    """Raises: UserError: the scenario varies and `what` is of one episode, or knows no seeds."""
+    if scenario.vary:
+        labels = ", ".join(entry.label for entry in scenario.vary)
+        raise UserError(
+            f"{what}: scenario {scenario.name} varies ({labels}): take that of one seed, see llm_env.workload.concrete"
+        )

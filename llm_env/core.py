@@ -8,41 +8,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_env.batching import form_batch, next_helpable
+from llm_env.batching import attention, form_batch, next_helpable
 from llm_env.clients import charge_token, client_arrives
 from llm_env.closed_loop import ask, think
 from llm_env.dtypes import (
     ACTIVE,
+    DISAGGREGATED,
     DRAINED,
     FINISHED,
     HORIZON,
     INF,
-    LINED_UP,
-    MOVING,
     NEEDS_ROOM,
+    NEVER,
+    NOBODY,
     PARALLEL_PREFILL,
     REJECTED,
     REPLICAS,
     ROLE_PREFILL,
+    ROUTE_AGENT,
+    ROUTE_SCORE,
+    ROUTING,
     RUNNING,
     WAITING,
 )
 from llm_env.jit import njit
 from llm_env.kv import never_fits, position_of, release, unlist
 from llm_env.link import (
-    add_transfer,
     arrived_transfer,
     drop_transfer,
+    line_up_move,
     next_transfer_s,
     pass_link,
     send_chunks,
     start_moves,
 )
-from llm_env.logs import log_batch, log_gaps, used_blocks
+from llm_env.logs import has_room, log_batch, log_gaps, used_blocks
 from llm_env.prefix import keep
 from llm_env.queue import count_arrival, join, pass_time
 from llm_env.records import Decision, State
-from llm_env.router import route_arrival, route_decode
+from llm_env.roles import changes_role, count_tokens, is_asked_for_role, take_role
+from llm_env.router import route_arrival
 from llm_env.service import batch_seconds
 from llm_env.slo import slo_met, stamp_token, stamped
 from llm_env.sums import no_sums, remember, with_request
@@ -67,14 +72,18 @@ def step(state: State, d: Decision) -> None:
     w = system.worker
     worker = state.workers[w]
     worker.memory = d.memory
-    if d.hold_s > 0.0:
+    switches = system.change_roles == 1 and _takes_wish(state, w, d.role)
+    if switches:
+        pass  # it is busy with that
+    elif d.hold_s > 0.0:
         worker.held_until_s = system.now_s + min(d.hold_s, system.max_hold_s)
     else:
         num_swapped = worker.num_swapped
         form_batch(state, w, d)
         if worker.batch_size > 0:
             _start(state, w)
-        elif worker.batch_evicted == 0:  # else it asks again at once: there is room now, and fewer to evict
+        elif worker.batch_evicted == 0 or (d.swap == 1 and num_swapped > 0 and worker.num_swapped == num_swapped):
+            # else it asks again at once: there is room now, and fewer to evict; not if who came back was evicted again
             worker.held_until_s = system.now_s + system.max_hold_s
         makes_room = worker.batch_evicted > 0 or worker.num_swapped < num_swapped
         if makes_room and system.num_transfers > 0 and _transfer(state):  # who is to move here
@@ -82,19 +91,13 @@ def step(state: State, d: Decision) -> None:
     advance(state)
 
 
-@njit(forceinline=True)
-def has_room(state: State) -> bool:
-    """True if noise and logs have room for whatever one step can do."""
-    system, num_workers = state.system[0], state.workers.shape[0]
-    if system.setup_noise > 0 or system.per_token_noise > 0:
-        if state.workers[system.worker].iteration >= state.noise.shape[1]:
-            return False
-    if system.record == 0:
-        return True
-    return (
-        system.num_batches + num_workers <= state.batch_log.shape[0]
-        and system.num_gaps + num_workers * state.running.shape[1] <= state.gap_log.shape[0]
-    )
+@njit
+def _takes_wish(state: State, w, role) -> bool:
+    """Worker w is asked to take a role. True if it begins to; moves that take no time end at once."""
+    switches = changes_role(state, w, role)
+    if state.system[0].num_transfers > 0 and _transfer(state):
+        _end_holds(state)
+    return switches
 
 
 @njit(forceinline=True)
@@ -105,7 +108,7 @@ def _start(state: State, w) -> None:
     token_factor = state.noise[w, worker.iteration, 1] if system.per_token_noise > 0 else 1.0
     cached_tokens, token_context = 0, 0
     if system.cached_token_s > 0.0 or system.token_context_s > 0.0:
-        cached_tokens, token_context = _attention(state, w)
+        cached_tokens, token_context = attention(state, w)
     num_decodes = worker.batch_size - worker.batch_prompts
     seconds = batch_seconds(
         system, worker.batch_tokens, num_decodes, cached_tokens, token_context, setup_factor, token_factor
@@ -125,59 +128,31 @@ def _start(state: State, w) -> None:
 
 
 @njit
-def _attention(state: State, w) -> tuple[int, int]:
-    """What the batch of worker w attends to.
-
-    Returns:
-        Tokens with KV of its decodes before this step; the sum over its prefill entries of chunk tokens x context,
-        where the context is what had been computed or taken by workers before, plus the chunk itself.
-    """
-    cached_tokens, token_context = 0, 0
-    for k in range(state.workers[w].batch_size):
-        r, tokens = state.requests[state.batch[w, k, 0]], state.batch[w, k, 1]
-        if r.computed_tokens < r.prefill_tokens:
-            token_context += tokens * (r.computed_tokens + r.away_tokens + r.in_batch)
-        else:
-            cached_tokens += r.computed_tokens
-    return cached_tokens, token_context
-
-
-@njit
 def advance(state: State) -> None:
-    """Moves the clock to the next decision; phase DRAINED if nothing is left to do, HORIZON if time is up."""
-    system, workers, queues = state.system[0], state.workers, state.queues
-    num_workers = workers.shape[0]
+    """Moves the clock to the next decision; phase DRAINED if nothing is left to do, HORIZON if time is up.
+
+    Phase ROUTING: a request arrives now and an agent is to name its worker, see `route`.
+    """
+    system = state.system[0]
     while True:
-        next_s, idle = INF, False
-        for w in range(num_workers):
-            worker = workers[w]
-            if worker.busy == 1:
-                next_s = min(next_s, worker.end_s)
-                continue
-            idle = True
-            here = worker.num_running - worker.num_moving + worker.num_swapped
-            has_work = here > 0 or queues[worker.queue].num_waiting > 0
-            if has_work or (system.layout == PARALLEL_PREFILL and next_helpable(state, w, -1) >= 0):
-                if worker.held_until_s <= system.now_s:
-                    system.worker = w
-                    return
-                next_s = min(next_s, worker.held_until_s)
-        if idle and system.next_arrival < system.num_requests:
-            next_s = min(next_s, state.requests[system.next_arrival].arrival_s)
-        if system.num_transfers > 0:
-            next_s = min(next_s, next_transfer_s(state))
-        if next_s == INF:
-            system.phase = DRAINED
+        next_s = system.now_s
+        if system.named == NOBODY:  # else this moment was left to ask for a worker, and goes on
+            next_s = _next_event_s(state)
+            if next_s == NEVER:
+                return
+            if next_s == INF:
+                system.phase = DRAINED
+                return
+            if next_s > system.horizon_s:
+                _arrive(state, system.horizon_s)
+                system.phase = HORIZON
+                return
+            if system.num_transfers > 0:
+                pass_link(state, next_s)
+        arrived, completed = _arrive(state, next_s), False
+        if system.phase == ROUTING:
             return
-        if next_s > system.horizon_s:
-            _arrive(state, system.horizon_s)
-            system.phase = HORIZON
-            return
-        completed = False
-        if system.num_transfers > 0:
-            pass_link(state, next_s)
-        arrived = _arrive(state, next_s)
-        for w in range(num_workers):
+        for w in range(state.workers.shape[0]):
             if state.workers[w].busy == 1 and state.workers[w].end_s <= next_s:
                 _finish(state, w)
                 completed = True
@@ -185,6 +160,52 @@ def advance(state: State) -> None:
             completed = True
         if arrived or completed:
             _end_holds(state)
+
+
+@njit
+def _is_asked(state: State, w) -> bool:
+    """True if worker w, with nothing of its own to do, may still do something: help, or take another role."""
+    if state.system[0].layout == PARALLEL_PREFILL:
+        return next_helpable(state, w, -1) >= 0
+    return state.system[0].change_roles == 1 and is_asked_for_role(state, w)
+
+
+@njit(forceinline=True)
+def _next_event_s(state: State) -> float:
+    """When something happens next, INF if nothing will; NEVER if a worker has a decision to take before."""
+    system, workers, queues = state.system[0], state.workers, state.queues
+    next_s, wakes = INF, system.router >= ROUTE_SCORE  # an arrival is an event if somebody is idle, or sees the clock
+    for w in range(workers.shape[0]):
+        worker = workers[w]
+        if worker.busy == 1:
+            next_s = min(next_s, worker.end_s)
+            continue
+        wakes = True
+        here = worker.num_running - worker.num_moving + worker.num_swapped
+        has_work = here > 0 or queues[worker.queue].num_waiting > 0
+        if has_work or (system.layout != REPLICAS and _is_asked(state, w)):
+            if worker.held_until_s <= system.now_s:
+                system.worker = w
+                return NEVER
+            next_s = min(next_s, worker.held_until_s)
+    if wakes and system.next_arrival < system.num_requests:
+        next_s = min(next_s, state.requests[system.next_arrival].arrival_s)
+    if system.num_transfers > 0:
+        next_s = min(next_s, next_transfer_s(state))
+    return next_s
+
+
+@njit
+def route(state: State, w) -> None:
+    """An agent names worker w for the arrival of phase ROUTING, which joins its queue; then `advance`.
+
+    Requests that arrive at one moment are asked for one after the other, before any batch is formed. The state is as
+    at that moment, but for batches and transfers that end at it: as compiled routers see it.
+    """
+    system = state.system[0]
+    system.named = w
+    system.phase = ACTIVE
+    advance(state)
 
 
 @njit(forceinline=True)
@@ -197,7 +218,10 @@ def _end_holds(state: State) -> None:
 
 @njit(forceinline=True)
 def _arrive(state: State, time_s) -> bool:
-    """The clock moves to time_s; everything that has arrived by then joins the queue. True if something did."""
+    """The clock moves to time_s; everything that has arrived by then joins a queue. True if something did.
+
+    With ROUTE_AGENT the phase becomes ROUTING before a request whose worker has not been named.
+    """
     system = state.system[0]
     system.step_queue += system.num_waiting * (time_s - system.now_s)
     system.now_s = time_s
@@ -208,7 +232,12 @@ def _arrive(state: State, time_s) -> bool:
         r = state.requests[i]
         if r.arrival_s > time_s:
             break
+        if system.router == ROUTE_AGENT and system.named == NOBODY and not never_fits(state, i):
+            system.phase = ROUTING
+            break
         system.next_arrival += 1
+        if system.layout == DISAGGREGATED:
+            count_tokens(system, r)
         count_arrival(system, r.arrival_s)
         if system.num_users > 0:
             ask(state, i)
@@ -229,6 +258,9 @@ def _arrive(state: State, time_s) -> bool:
 def _finish(state: State, w) -> None:
     """The batch of worker w ends: every entry gets its tokens at this moment."""
     system, worker = state.system[0], state.workers[w]
+    if worker.switching == 1:
+        take_role(state, w)
+        return
     held_blocks = used_blocks(state, w) if system.record == 1 else 0
     num_done = _stamp_batch(state.requests, state.batch[w], worker, system, w, state.gap_log)
     if num_done > 0 or worker.role == ROLE_PREFILL or system.num_clients > 1:
@@ -301,7 +333,7 @@ def _follow_up(state: State, w) -> None:
         if r.emitted_tokens == r.output_tokens:
             _complete(state, w, i)
         elif state.workers[w].role == ROLE_PREFILL:
-            _line_up_move(state, w, i)
+            line_up_move(state, w, i)
     if state.system[0].num_users > 0:
         _answer_users(state, w)
 
@@ -343,16 +375,6 @@ def _drop_finished(state: State, w) -> None:
 
 
 # ---- KV between workers --------------------------------------------------------------------------------------------
-@njit
-def _line_up_move(state: State, w, i) -> None:
-    """Request i has been prefilled on worker w and is to decode elsewhere; until it has got there it stays as it is."""
-    r = state.requests[i]
-    r.status = MOVING
-    r.in_batch = 1
-    state.workers[w].num_moving += 1
-    add_transfer(state, i, w, route_decode(state), LINED_UP, r.computed_tokens, 0, 0)
-
-
 @njit
 def _transfer(state: State) -> bool:
     """Transfers that have ended by now take effect, and moves that find room start. True if one has ended."""

@@ -95,12 +95,26 @@ RULE_MAX, RULE_P99, RULE_DEADLINE = range(3)  # SYSTEM.slo_rule
 SLO_RULES = ("max", "p99", "deadline")
 LATE_TOLERANCE_S = 1e-9  # a token this much after its due time is still on time: absorbs rounding of sums
 
-ACTIVE, DRAINED, HORIZON, NEEDS_ROOM = range(4)  # SYSTEM.phase
+ACTIVE, DRAINED, HORIZON, NEEDS_ROOM, ROUTING = range(5)  # SYSTEM.phase; ROUTING: whose is the next arrival to be?
 
 REPLICAS, DISAGGREGATED, PARALLEL_PREFILL = range(3)  # SYSTEM.layout
 LAYOUTS = ("replicas", "disaggregated", "parallel-prefill")
 ROUTE_SHARED, ROUTE_ROUND_ROBIN, ROUTE_LEAST_TOKENS, ROUTE_SHORTEST_QUEUE, ROUTE_STICKY = range(5)  # SYSTEM.router
-ROUTERS = ("shared", "round-robin", "least-tokens", "shortest-queue", "session-sticky")
+ROUTE_RANDOM, ROUTE_WEIGHTED, ROUTE_EXPECTED_WORK, ROUTE_POWER_OF_TWO = range(5, 9)
+ROUTE_SCORE, ROUTE_AGENT = range(9, 11)  # these look at the clock: arrivals are events even if all workers are busy
+ROUTERS = (
+    "shared",
+    "round-robin",
+    "least-tokens",
+    "shortest-queue",
+    "session-sticky",
+    "random",
+    "weighted-round-robin",
+    "shortest-expected-work",
+    "power-of-two",
+    "score",
+    "agent",
+)
 ROLE_BOTH, ROLE_PREFILL, ROLE_DECODE = range(3)  # WORKER.role
 
 NO_NOISE, EXPONENTIAL, GAMMA, LOGNORMAL = range(4)  # SYSTEM.setup_noise and per_token_noise
@@ -137,7 +151,7 @@ SYSTEM = np.dtype(
         ("record", "i8"),  # 1: write batch_log and gap_log
         ("layout", "i8"),
         ("router", "i8"),
-        ("num_prefill_workers", "i8"),  # the first so many; under DISAGGREGATED the others only decode
+        ("num_prefill_workers", "i8"),  # the first so many; under DISAGGREGATED the others only decode, at first
         ("prefix_cache", "i8"),
         ("kv_bytes_per_token", "f8"),
         ("host_bytes_per_s", "f8"),
@@ -145,11 +159,20 @@ SYSTEM = np.dtype(
         ("link_bytes_per_s", "f8"),  # infinite: a transfer takes its latency
         ("helpers_max_workers", "i8"),  # workers at one prompt, with its own
         ("helpers_min_tokens", "i8"),
+        ("change_roles", "i8"),  # 1: workers may change role
+        ("switch_s", "f8"),  # which takes so long
+        ("min_prefill_workers", "i8"),
+        ("min_decode_workers", "i8"),
         ("num_clients", "i8"),
         ("arrivals_s", "f8"),  # no user of a closed loop sends a request at or after this
         ("num_users", "i8"),  # of a closed loop, 0 in an open one
         ("script", "i8"),  # closed loops: the row of State.requests at which the script begins
         ("prefill_gap", "f8"),  # two unequal prefill_s differ by at least this share of the larger
+        ("largest_weight", "f8"),  # of the SLO classes
+        ("log2_classes", "f8"),  # how many there are
+        ("log10_ttft_spread", "f8"),  # loosest TTFT target / tightest
+        ("log10_tbt_spread", "f8"),
+        ("weight_spread", "f8"),  # least weight / largest
         # the clock
         ("now_s", "f8"),
         ("phase", "i8"),
@@ -159,11 +182,16 @@ SYSTEM = np.dtype(
         ("num_ranked", "i8"),  # requests with ranks: in an open loop all, in a closed one those that have arrived
         ("next_edge_s", "f8"),  # before this no waiting request passes an edge of the slack buckets
         ("num_thinking", "i8"),  # closed loops: users whose next arrival is known
+        ("named", "i8"),  # ROUTE_AGENT: the worker that was named for the next arrival, NOBODY: none yet
         # those that wait, over all queues
         ("num_waiting", "i8"),  # with the resumed ones
         ("rate_fast", "f8"),  # arrivals per second, 3 s exponential average, at rate_s
         ("rate_slow", "f8"),  # the same over 20 s
         ("rate_s", "f8"),
+        ("prompt_rate_fast", "f8"),  # under DISAGGREGATED: prompt tokens that arrive per second, the same averages
+        ("prompt_rate_slow", "f8"),
+        ("output_rate_fast", "f8"),  # and output tokens, as predicted
+        ("output_rate_slow", "f8"),
         ("num_transfers", "i8"),  # rows of State.transfers in use
         ("prefill_turn", "i8"),  # round robin: requests routed to each pool
         ("decode_turn", "i8"),
@@ -174,6 +202,7 @@ SYSTEM = np.dtype(
         ("num_batches", "i8"),
         ("num_gaps", "i8"),  # rows of gap_log in use
         ("num_evictions", "i8"),
+        ("num_switches", "i8"),  # roles changed
         ("busy_s", "f8"),
         ("prefill_done", "i8"),
         ("decode_done", "i8"),
@@ -182,8 +211,15 @@ SYSTEM = np.dtype(
         ("step_completion", "f8"),
         ("step_token", "f8"),
         ("step_queue", "f8"),
+        # the same since an agent last named a worker (`llm_env.routing_reward`)
+        ("routed_s", "f8"),  # when that was
+        ("first_open", "i8"),  # of all before this request it is known whether they met their SLO
+        ("missed_before", "f8"),  # SLO weight of those of them that did not
+        ("missed", "f8"),  # of all that had missed it by then
+        ("queued_s", "f8"),  # prefill seconds that were queued then
         # settings once more, last because large: what is read in every step lies close together
         ("points", "f8", (MAX_POINTS, 2)),  # the first num_points: tokens, seconds
+        ("routing", "f8", (8,)),  # what the router "score" weighs with, see `llm_env.worker_load`
     ],
     align=True,
 )
@@ -192,6 +228,7 @@ WORKER = np.dtype(
     [
         # settings
         ("role", "i8"),
+        ("first_role", "i8"),  # at the start of a run
         ("queue", "i8"),  # that it pulls from
         ("speed", "f8"),
         ("slo_budget", "f8"),  # tokens: its largest batch within SYSTEM.tbt_target_s, at least 1
@@ -223,8 +260,11 @@ WORKER = np.dtype(
         ("num_clean", "i8"),
         ("due_s", "f8"),
         ("memory", "f8"),  # what its policy asked to be told again
+        ("turn", "f8"),  # weighted round robin: its current weight
         ("num_moving", "i8"),  # of the running requests: those whose KV is leaving for another worker
         ("num_incoming", "i8"),  # requests that have a place here and whose KV is on its way
+        ("next_role", "i8"),  # that it is about to take, 0 if it stays what it is
+        ("switching", "i8"),  # 1: it is busy with that
         ("num_swapped", "i8"),
         ("swapped", "i8"),  # the first of them, in order of arrival
         ("swap_tokens", "i8"),  # swapped out and in since the last batch
@@ -258,6 +298,10 @@ QUEUE = np.dtype(
         ("waiting_tokens", "i8"),  # prefill tokens of all that wait
         ("num_resumed", "i8"),  # evicted requests at the front
         ("front", "i8"),  # the first of these, NOBODY if none
+        # of those that can still have their first token on time
+        ("tight_waiting", "i8"),  # with the tightest TTFT target of all classes
+        ("tight_tokens", "i8"),  # their prefill tokens
+        ("weight_millionths", "i8"),  # sum of SLO weights x 10^6, rounded for each: integers add up exactly
     ],
     align=True,
 )

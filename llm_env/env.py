@@ -8,10 +8,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from llm_env.actions import BUDGET_LEVELS, DISCRETE_TABLE, NVEC
+from llm_env.actions import ACTION_KINDS, BUDGET_LEVELS, DISCRETE_TABLE, NVEC
+from llm_env.adaptive import PARAMETERS
 from llm_env.config import Scenario
-from llm_env.features import FEATURE_NAMES, FEATURES
-from llm_env.records import QUEUE_ORDERS
+from llm_env.features import FEATURES
+from llm_env.ranking import REQUEST_FEATURES, observed
+from llm_env.records import MOST_RANKED, QUEUE_ORDERS
 from llm_env.render import History, render_ansi, render_rgb
 from llm_env.reward import REWARD_TERMS
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
@@ -42,6 +44,18 @@ Given several scenarios, each episode is of one of them; features and actions me
 `action="discrete"` (llm_env/ServingDiscrete-v0): Discrete({num_discrete}), a table of useful combinations.
 `action="box"` (llm_env/ServingBox-v0): Box(-1, 1, (4,)), around Moore-Hodgson at tau*: log budget factor, weight of
 deadlines against prefill time, distance of dropped requests, rate margin (`llm_env.actions.to_decision`).
+`action="adaptive"` (llm_env/ServingAdaptive-v0): Box(-1, 1, ({num_parameters},)), the numbers of the policy `adaptive`;
+-1 is the low end of a number's range and 1 its high end. `llm_env.adaptive.to_unit` gives the action of given numbers.
+
+| Num | Number | From | To | Neutral | Scale | Meaning |
+|---|---|---|---|---|---|---|
+{parameters}
+
+`action="ranked"` (llm_env/ServingRanked-v0): Box(-1, 1, ({num_ranked},)): scores of {most_ranked} candidates, then the numbers of
+`adaptive`. Candidates are the prompts that are partly prefilled, then the most urgent that wait and can be on time. In
+Moore-Hodgson order they share out their places by j - {half_ranked:g} x score, where j = 0, 1, ... is how they stand in it:
+equal scores change nothing.
+
 Every action is valid in every state and none can stop the service. `action_masks()` tells which levels make a
 difference now.
 
@@ -52,6 +66,12 @@ The true number of output tokens is never among them. Names: `env.unwrapped.feat
 | Num | Feature | Min | Max | Meaning |
 |---|---|---|---|---|
 {features}
+
+Under `action="ranked"` these follow for each of the {most_ranked} candidates, as `request_0_present`:
+
+| Feature | Min | Max | Meaning |
+|---|---|---|---|
+{request_features}
 
 ## Rewards
 The sum of these terms, each times its weight in the scenario's `[reward]` (default: first_token 1, the others 0) and the
@@ -64,7 +84,8 @@ Steps last from milliseconds to seconds, so discount by exp(-info["dt_s"] / H) r
 
 ## Starting State
 `reset(seed=s)` draws the whole workload of seed s before anything is decided, moves to the first decision, and is the
-same for every policy. Without a seed the next episode's seed is drawn from 0 to {last_seed}, the seeds for training.
+same for every policy. What the scenario varies (`[[vary]]`, docs/families.md) is drawn with it, but for the load where
+there is a load_range. Without a seed the next episode's seed is drawn from 0 to {last_seed}, the seeds for training.
 Of several scenarios the seed draws one, all equally likely: the episode is the one that it would be in an environment
 of that scenario alone. Of a trace the seed draws a window of `episode.arrivals_s` seconds, uniformly in time; one in a
 silence holds no request. A trace, or a part, that is no longer than that at the load gives the same arrivals with every
@@ -72,8 +93,8 @@ seed: take a longer one, or a shorter `episode.arrivals_s`.
 
 ## Episode End
 Terminated when all arrivals of the episode have been served. Truncated when the clock reaches the scenario's
-`episode.horizon_s`. The last `info` has num_requests, slo_attainment, ttft_attainment, goodput_per_s, ttft_p50_s and
-ttft_p99_s of the measured requests, and scenario_index, the place of the episode's scenario among those given. What is
+`episode.horizon_s`. The last `info` has num_requests, slo_attainment, weighted_attainment (by the SLO weights of the
+requests), ttft_attainment, goodput_per_s, ttft_p50_s and ttft_p99_s of the measured requests, and scenario_index, the place of the episode's scenario among those given. What is
 not known is left out: without a measured request all but num_requests and scenario_index. An episode without any request
 is terminated by its first step, whatever the action, with reward 0.
 
@@ -81,7 +102,7 @@ is terminated by its first step, whatever the action, with reward 0.
 | Argument | Default | Meaning |
 |---|---|---|
 | scenario | "chat" | a shipped scenario's name, a TOML file or a `Scenario`; or a list of these, to draw from |
-| action | by id | "multidiscrete", "discrete" or "box" |
+| action | by id | {action_kinds} |
 | changes | None | settings to change (of every scenario), by dotted paths, {{"workload.load": 0.9}} |
 | load_range | None | (low, high): each episode draws its load; a trace is stretched or squeezed in time to it |
 | trace | None | a trace file: episodes are windows of it in place of drawn traffic |
@@ -107,6 +128,18 @@ def _page() -> str:
         budgets=", ".join(f"{level:g}" for level in BUDGET_LEVELS),
         orders=", ".join(QUEUE_ORDERS),
         num_discrete=len(DISCRETE_TABLE),
+        request_features="\n".join(
+            f"| {name} | {low:g} | {high:g} | {text} |" for name, low, high, text in REQUEST_FEATURES
+        ),
+        most_ranked=MOST_RANKED,
+        half_ranked=MOST_RANKED / 2,
+        num_ranked=MOST_RANKED + len(PARAMETERS),
+        num_parameters=len(PARAMETERS),
+        parameters="\n".join(
+            f"| {k} | {p.name} | {p.low:g} | {p.high:g} | {p.neutral:g} | {p.scale} | {p.meaning} |"
+            for k, p in enumerate(PARAMETERS)
+        ),
+        action_kinds=", ".join(f'"{kind}"' for kind in ACTION_KINDS),
         num_features=len(FEATURES),
         features="\n".join(features),
         rewards="\n".join(f"- {name}: {meaning}" for name, meaning in REWARD_TERMS),
@@ -136,7 +169,8 @@ class ServingEnv(gym.Env):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode: expected one of {self.metadata['render_modes']}, got {render_mode!r}")
         self.scenarios = resolve_scenarios(scenario, changes)
-        self.observation_space = observation_space()
+        self.observation_space = observation_space(action)
+        self._feature_names = tuple(name for name, *_ in observed(action))
         self.action_space = action_space(action)
         self.render_mode = render_mode
         traffic = traffic_of(trace, time_scale, trace_part)
@@ -158,7 +192,7 @@ class ServingEnv(gym.Env):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Name of each entry of the observation."""
-        return FEATURE_NAMES
+        return self._feature_names
 
     def action_masks(self) -> np.ndarray:
         """The actions that make a difference now, bool: one row of `llm_env.systems.Systems.masks`."""

@@ -27,6 +27,7 @@ from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distr
 from llm_env.provenance import provenance
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.study import (
+    AHEAD,
     FIRST_REPORTED_SEED,
     REQUEST_COLUMNS,
     STANDARD_BASELINES,
@@ -34,11 +35,13 @@ from llm_env.study import (
     Study,
     agent_contender,
     baseline_contender,
+    looking_ahead,
     run_study,
     sort_cells,
     trace_remarks,
 )
 from llm_env.tables import UNSTABLE, slo_table, time_table
+from llm_env.tuned import tuned_policies
 from llm_env.workload import WHOLE, checked_trace_settings, is_closed, refuse_rate
 
 
@@ -51,11 +54,27 @@ class Arguments:
     """
 
     agents: tuple[str, ...] = ()
-    """Run folders of train.py, or folders of exported agents."""
+    """Names of --list-agents, run folders of train.py, or folders of exported agents. A name comes before a folder in
+    the working directory; ./NAME is that folder."""
+
+    list_agents: bool = False
+    """Show the agents that come with the package, and end."""
+
+    trust_pickle: bool = False
+    """Also read agents that Stable-Baselines3 saved as model.zip. These hold pickles: reading one runs whatever code
+    its maker put there."""
 
     baselines: tuple[str, ...] = ("all",)
-    """"all", "none", or policies, with parameters like sarathi:token_budget=1024,max_running=64,
-    for short sarathi:1024 or sarathi:slo."""
+    """"all", "none", "tuned" (all that were tuned for the scenario), or policies, with parameters like
+    sarathi:token_budget=1024,max_running=64, for short sarathi:1024 or sarathi:slo, or tuned ones: sarathi@tuned; with
+    a routing rule like sarathi/score (llm_env/router.py)."""
+
+    lookahead: tuple[str, ...] = ()
+    """Policies, written as in --baselines, to plan ahead from: with and without it they are contenders
+    (docs/lookahead.md)."""
+
+    clairvoyant: tuple[str, ...] = ()
+    """The same with the true future: a bound on what planning could gain, and no policy."""
 
     scenario: str = "chat-bursty"
     """A shipped scenario's name or a TOML file: system, promises, traffic."""
@@ -97,6 +116,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments) -> int:
+    if arguments.list_agents:
+        _list_agents()
+        return 0
     study = make_study(arguments)
     for remark in trace_remarks(study):
         sys.stderr.write(f"{remark}\n")
@@ -113,6 +135,16 @@ def _run(arguments: Arguments) -> int:
     print_tables(study, rows, console, bounds)
     console.print(f"{len(cells)} cells in {seconds:.1f} s; results in {arguments.out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _list_agents() -> None:
+    from agents.shipped import about, shipped_names
+
+    console = output_console()
+    for name in shipped_names():
+        console.print(f"{name}: {about(name)}", highlight=False, markup=False)
+    if not shipped_names():
+        console.print("no agents come with this package")
 
 
 def make_study(arguments: Arguments) -> Study:
@@ -140,19 +172,29 @@ def make_study(arguments: Arguments) -> Study:
         refuse_rate(scenario, "loads")
     contenders = []
     for path in arguments.agents:
-        contenders.append(agent_contender(path, {c.label for c in contenders}))
-    for spec in _specs(arguments.baselines):
-        contender = baseline_contender(spec)
+        contenders.append(agent_contender(path, {c.label for c in contenders}, arguments.trust_pickle))
+    for spec in (*_specs(arguments.baselines, scenario.name), *arguments.lookahead, *arguments.clairvoyant):
+        contender = baseline_contender(spec, scenario.name)
         if contender.label not in {c.label for c in contenders}:
             contenders.append(contender)
+    for ahead, specs in zip(AHEAD, (arguments.lookahead, arguments.clairvoyant), strict=True):
+        if specs and arguments.trace is not None:
+            raise UserError(f"{ahead}: the laws of a trace's lengths are not known: leave --trace out")
+        contenders += [
+            looking_ahead(baseline_contender(spec, scenario.name), ahead, scenario) for spec in dict.fromkeys(specs)
+        ]
     seeds = tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     loads = tuple(sorted(arguments.loads))
     return Study(scenario, tuple(contenders), loads, seeds, arguments.trace, arguments.time_scale, trace_part)
 
 
-def _specs(given: tuple[str, ...]) -> tuple[str, ...]:
-    given = tuple(name for name in given if name != "none")
-    return tuple(spec for name in given for spec in (STANDARD_BASELINES if name == "all" else (name,)))
+def _specs(given: tuple[str, ...], scenario: str) -> tuple[str, ...]:
+    groups = {"none": (), "all": STANDARD_BASELINES}
+    if "tuned" in given:
+        groups["tuned"] = tuple(f"{name}@tuned" for name in tuned_policies(scenario))
+        if not groups["tuned"]:
+            raise UserError(f"baselines: nothing was tuned for scenario {scenario} (python -m llm_env tune)")
+    return tuple(spec for name in given for spec in groups.get(name, (name,)))
 
 
 def _run_with_progress(study: Study, processes: int) -> list[CellResult]:
@@ -186,10 +228,16 @@ def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds
         console.print(time_table(mine, f"{where}{at}: times and throughput"))
     slo = study.scenario.slo
     same = "same users and thoughts, who ask when they are answered" if is_closed(study.scenario) else "same requests"
-    targets = ", ".join(f"{c.name}: TTFT {c.ttft_ms:g} ms, TBT {c.tbt_ms:g} ms" for c in slo.classes)
+    weights = [f", weight {c.weight:g}" if slo.weighted else "" for c in slo.classes]
+    drawn = ", ".join(entry.label for entry in study.scenario.vary)
+    vary = f" Drawn for each seed, and what is stated here is not that of an episode: {drawn}." if drawn else ""
+    promises = [f"{c.name}: TTFT {c.ttft_ms:g} ms, TBT {c.tbt_ms:g} ms" for c in slo.classes]
+    targets = "; ".join(map("".join, zip(promises, weights, strict=True)))
+    weighted = study.weighted
+    ranked = " By weight: of the classes' weights, under that rule; it ranks and is compared." if weighted else ""
     console.print(
-        f"SLO {targets}. * is the scenario's rule. ± is half a 95 % t-interval; differences are paired ({same},"
-        " same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
+        f"SLO {targets}.{vary} * is the scenario's rule.{ranked} ± is half a 95 % t-interval; differences are paired"
+        f" ({same}, same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
         " workloads. Percentiles are means over seeds of each seed's percentile."
         + (f" {UNSTABLE} unstable: the backlog grew all through the run." if any(r.unstable for r in rows) else ""),
         highlight=False,

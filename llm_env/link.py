@@ -9,11 +9,11 @@ workers keep it until then; Patel et al., "Splitwise" (ISCA 2024), section 4.
 
 from __future__ import annotations
 
-from llm_env.dtypes import COMPUTING, INF, LINED_UP, NOBODY, ROUTE_SHARED, UNDER_WAY
+from llm_env.dtypes import COMPUTING, INF, LINED_UP, MOVING, NOBODY, ROUTE_SHARED, UNDER_WAY
 from llm_env.jit import njit
 from llm_env.kv import blocks_for
 from llm_env.records import KV_DECLARED, KV_RESERVE, State
-from llm_env.router import decode_worker_with_room, has_room
+from llm_env.router import decode_worker_with_room, has_room, route_decode
 
 
 @njit
@@ -62,6 +62,23 @@ def send_chunks(state: State, w) -> None:
 
 
 @njit
+def line_up_move(state: State, w, i) -> None:
+    """Request i of worker w is to decode elsewhere; until it has got there it stays as it is."""
+    r = state.requests[i]
+    r.status = MOVING
+    r.in_batch = 1
+    state.workers[w].num_moving += 1
+    add_transfer(state, i, w, route_decode(state, i), LINED_UP, r.computed_tokens, 0, 0)
+
+
+@njit(forceinline=True)
+def blocks_to_move(system, r) -> int:
+    """Blocks that REQUEST r takes where it goes: for its KV and one token, or what was reserved for it."""
+    blocks = blocks_for(r.computed_tokens + 1, system.block_tokens)
+    return max(blocks, r.blocks) if r.kv_rule == KV_RESERVE or r.kv_rule == KV_DECLARED else blocks
+
+
+@njit
 def start_moves(state: State) -> bool:
     """Starts the moves that find room, first come first served for each target. True if one started."""
     system, started, k = state.system[0], False, 0
@@ -69,10 +86,7 @@ def start_moves(state: State) -> bool:
     while k < system.num_transfers:
         t = state.transfers[k]
         if t.phase == LINED_UP:
-            r = state.requests[t.request]
-            blocks = blocks_for(r.computed_tokens + 1, system.block_tokens)
-            if r.kv_rule == KV_RESERVE or r.kv_rule == KV_DECLARED:
-                blocks = max(blocks, r.blocks)
+            blocks = blocks_to_move(system, state.requests[t.request])
             if system.router == ROUTE_SHARED:
                 t.target = decode_worker_with_room(state, blocks)
                 if t.target == NOBODY:

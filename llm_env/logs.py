@@ -1,9 +1,26 @@
-"""Logs of batches and of gaps between tokens, which metrics and plots read; written only where they are asked for."""
+"""Logs of batches and of gaps between tokens, which metrics and plots read, written only where they are asked for; and
+whether there is room for what a step may write.
+"""
 
 from __future__ import annotations
 
 from llm_env.jit import njit
 from llm_env.records import State
+
+
+@njit(forceinline=True)
+def has_room(state: State) -> bool:
+    """True if noise and logs have room for whatever one step can do."""
+    system, num_workers = state.system[0], state.workers.shape[0]
+    if system.setup_noise > 0 or system.per_token_noise > 0:
+        if state.workers[system.worker].iteration >= state.noise.shape[1]:
+            return False
+    if system.record == 0:
+        return True
+    return (
+        system.num_batches + num_workers <= state.batch_log.shape[0]
+        and system.num_gaps + num_workers * state.running.shape[1] <= state.gap_log.shape[0]
+    )
 
 
 @njit(forceinline=True)

@@ -16,9 +16,10 @@ import numpy as np
 from llm_env.config import Scenario
 from llm_env.dtypes import FINISHED, NEVER, REJECTED, SLO_RULES
 from llm_env.records import State
-from llm_env.slo import judged
+from llm_env.slo import judged, met_share
 
 EVERYTHING = (-math.inf, math.inf)  # a window that measures every request: for traces
+WEIGHTED = "weighted"  # beside the names of the rules: attainment by the weights of classes, under the scenario's rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Summary:
         slo_attainment_max, _p99, _deadline: that, finished, and every gap within the TBT target; or the 99th percentile
             (nearest rank) of the request's gaps within it; or token j by arrival + TTFT target + (j - 1) TBT targets.
         slo_attainment: that of the scenario's rule.
+        weighted_attainment: the same as a share of the requests' SLO weight (`slo.classes`): what of all that was
+            promised was kept. Equal to slo_attainment where all classes weigh the same.
         goodput_per_s: requests that met it per second of the window.
             Source: Zhong et al., "DistServe" (OSDI 2024), section 2.
 
@@ -71,6 +74,7 @@ class Summary:
     window_s: float
     slo_rule: str
     slo_attainment: float
+    weighted_attainment: float
     slo_attainment_max: float
     slo_attainment_p99: float
     slo_attainment_deadline: float
@@ -128,6 +132,7 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
     system = state.system[0]
     if not system["record"]:
         raise ValueError("the run kept no logs: run it with record=True")
+    scenario = _of_run(state, scenario)
     q = state.requests[: int(system["num_requests"])]
     measured, window_s = _window(q, scenario, from_s, until_s)
     verdicts = judged(q)[measured]
@@ -143,6 +148,7 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
         window_s=window_s,
         slo_rule=scenario.slo.rule,
         slo_attainment=_mean(met),
+        weighted_attainment=met_share(met, q["weight"][measured]),
         **{f"slo_attainment_{rule}": _mean(marks) for rule, marks in attained.items()},
         ttft_attainment=_mean(verdicts[:, 0]),
         goodput_per_s=_ratio(int(np.sum(met)), window_s),
@@ -154,6 +160,13 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
     )
 
 
+def weighted_attainment(state: State, scenario: Scenario) -> float:
+    """`Summary.weighted_attainment` alone, of a run with or without logs: a tenth of the time of all measures."""
+    q = state.requests[: int(state.system[0]["num_requests"])]
+    measured, _ = _window(q, scenario, None, None)
+    return met_share(slo_marks(q, scenario.slo.rule)[measured], q["weight"][measured])
+
+
 def block_values(
     state: State,
     scenario: Scenario,
@@ -161,6 +174,7 @@ def block_values(
     from_s: float | None = None,
     until_s: float | None = None,
     rule: str | None = None,
+    weighted: bool = False,
 ) -> np.ndarray:
     """SLO attainment of consecutive blocks of equally many measured requests, in order of arrival.
 
@@ -169,16 +183,22 @@ def block_values(
 
     Args:
         rule: an SLO rule, the scenario's if None.
+        weighted: shares of the requests' SLO weight in place of their number.
 
     Source: Law, "Simulation Modeling and Analysis" (5th ed., 2015), section 9.5.3; 10 to 30 blocks after Schmeiser,
         "Batch size effects in the analysis of simulation output" (Operations Research 30(3), 1982).
     """
+    scenario = _of_run(state, scenario)
     q = state.requests[: int(state.system[0]["num_requests"])]
     measured, _ = _window(q, scenario, from_s, until_s)
-    marks = slo_marks(q, rule or scenario.slo.rule)[measured].astype(np.float64)
+    marks = slo_marks(q, rule or scenario.slo.rule)[measured]
     num_blocks = max(1, min(num_blocks, marks.size))
     size = marks.size // num_blocks
-    return marks[marks.size - size * num_blocks :].reshape(num_blocks, size).mean(axis=1) if size else np.empty(0)
+    blocks = marks[marks.size - size * num_blocks :].reshape(num_blocks, size)
+    if not size or not weighted:
+        return blocks.astype(np.float64).mean(axis=1) if size else np.empty(0)
+    weights = q["weight"][measured][marks.size - size * num_blocks :].reshape(num_blocks, size)
+    return np.array([met_share(met, weight) for met, weight in zip(blocks, weights, strict=True)])
 
 
 def is_unstable(state: State, scenario: Scenario, from_s: float | None = None, until_s: float | None = None) -> bool:
@@ -191,6 +211,7 @@ def is_unstable(state: State, scenario: Scenario, from_s: float | None = None, u
     overload that is found: about a quarter over capacity with 100 requests, 3 % with 10,000. One short run of bursty
     traffic cannot tell a burst at its end from overload: of several seeds, look at what most of them say.
     """
+    scenario = _of_run(state, scenario)
     q = state.requests[: int(state.system[0]["num_requests"])]
     measured, _ = _window(q, scenario, from_s, until_s)
     n = int(measured.sum())
@@ -214,6 +235,16 @@ def slo_marks(requests: np.ndarray, rule: str) -> np.ndarray:
 def ttft_marks(requests: np.ndarray) -> np.ndarray:
     """(n,) bool: which REQUESTs have their first token, on time."""
     return judged(requests)[:, 0]
+
+
+def _of_run(state: State, scenario: Scenario) -> Scenario:
+    """The scenario with the SLO rule and the last arrival of the run, where they may have been drawn with its seed."""
+    if not scenario.vary:
+        return scenario
+    system = state.system[0]
+    slo = scenario.slo.model_copy(update={"rule": SLO_RULES[int(system["slo_rule"])]})
+    episode = scenario.episode.model_copy(update={"arrivals_s": float(system["arrivals_s"])})
+    return scenario.model_copy(update={"slo": slo, "episode": episode, "vary": ()})
 
 
 # ---- parts of the summary ------------------------------------------------------------------------------------------

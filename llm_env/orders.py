@@ -28,6 +28,7 @@ from llm_env.least import (
 from llm_env.placing import admit, chunk, left_tokens, may_decode, place_partial, prefill_room
 from llm_env.queue import head, member_request, tree_next
 from llm_env.records import (
+    CANDIDATES,
     DECODE_OLDEST,
     EARLIEST_DEADLINE,
     FAIR_CLIENTS,
@@ -36,9 +37,11 @@ from llm_env.records import (
     KEY_SERVICE,
     KEY_WEIGHT,
     LEAST_SLACK,
+    MOST_RANKED,
     PREDICTED_SHORTEST,
     PRIORITY,
     RESPONSE_RATIO,
+    SCORES,
     SET_ARRIVAL,
     SET_DEADLINE,
     SET_FEASIBLE,
@@ -56,7 +59,7 @@ WINDOW = 64  # Moore-Hodgson looks at this many feasible waiting requests, those
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
 @njit
-def _due_s(r) -> float:
+def due_s(r) -> float:
     """When the prefill of REQUEST r should have ended: its TTFT deadline, or its next token's if it was evicted."""
     return r.arrival_s + r.ttft_target_s if r.emitted_tokens == 0 else r.last_token_s + r.tbt_target_s
 
@@ -68,9 +71,9 @@ def _key(state: State, r, d: Decision) -> float:
     if order == SHORTEST_PREFILL:
         return float(left_tokens(r))
     if order == EARLIEST_DEADLINE:
-        return _due_s(r)
+        return due_s(r)
     if order == LEAST_SLACK:
-        return _due_s(r) - prefill_seconds(system, left_tokens(r))
+        return due_s(r) - prefill_seconds(system, left_tokens(r))
     if order == RESPONSE_RATIO:
         return -response_ratio(system.now_s - r.arrival_s, prefill_seconds(system, left_tokens(r)))
     return _standing(state, r, d)
@@ -230,7 +233,7 @@ def place_moore_hodgson(state: State, w, d: Decision) -> None:
     admitting = True
     while admitting and queue.num_resumed > 0:
         admitting = admit(state, w, d, queue.front)
-    count = _moore_hodgson(state, w, d)
+    count = moore_hodgson(state, w, d)
     ids = state.scratch[0]
     for k in range(count):
         i = int(ids[k])
@@ -260,7 +263,7 @@ def _candidates(state: State, w) -> int:
     member = tree_next(members, levels, 0)
     while member >= 0 and count < WINDOW:
         i = member_request(state, SET_FEASIBLE, member)
-        ids[count], due[count] = i, _due_s(state.requests[i])
+        ids[count], due[count] = i, due_s(state.requests[i])
         count += 1
         member = tree_next(members, levels, member + 1)
     if state.workers[w].num_partial > 0:
@@ -268,22 +271,22 @@ def _candidates(state: State, w) -> int:
             i = state.running[w, position]
             r = state.requests[i]
             if r.in_batch == 0 and left_tokens(r) > 0:
-                k, due_s = count, _due_s(r)
-                while k > 0 and due[k - 1] >= due_s:
+                k, at_s = count, due_s(r)
+                while k > 0 and due[k - 1] >= at_s:
                     ids[k], due[k] = ids[k - 1], due[k - 1]
                     k -= 1
-                ids[k], due[k] = i, due_s
+                ids[k], due[k] = i, at_s
                 count += 1
     return count
 
 
 @njit
-def _moore_hodgson(state: State, w, d: Decision) -> int:
+def moore_hodgson(state: State, w, d: Decision) -> int:
     """Sorts the candidates into scratch[0]; returns how many.
 
     1. The present rate: a batch filled to the budget prefills `room` tokens in S(batch).
     2. In order of deadline, add each prompt's time x margin; whenever the sum passes the deadline at hand, drop the
-       longest so far (Moore 1968).
+       longest so far (Moore 1968), or with a class_weight the longest for its weight.
     3. Sort by the key slack_weight * deadline + (1 - slack_weight) * time, to which the dropped add drop_weight TTFT
        targets. With the defaults (1 and a very large number) that is earliest deadline first, the dropped at the back.
     """
@@ -299,22 +302,54 @@ def _moore_hodgson(state: State, w, d: Decision) -> int:
         r = state.requests[int(ids[k])]
         due[k] -= system.now_s
         needs[k] = left_tokens(r) * seconds_per_token
-        dropped[k] = 0.0
+        # of those that are not dropped, minus what makes them the next to be
+        dropped[k] = -needs[k] if d.class_weight == 0.0 else -needs[k] / r.weight**d.class_weight
         total_s += needs[k]
         while total_s > due[k]:
             longest = -1
             for q in range(k + 1):
-                if dropped[q] == 0.0 and (longest < 0 or needs[q] > needs[longest]):
+                if dropped[q] <= 0.0 and (longest < 0 or dropped[q] < dropped[longest]):
                     longest = q
             if longest < 0:
                 break
             dropped[longest] = 1.0
             total_s -= needs[longest]
     for k in range(count):
-        behind_s = dropped[k] * d.drop_weight * system.ttft_target_s
+        behind_s = d.drop_weight * system.ttft_target_s if dropped[k] > 0.0 else 0.0
         dropped[k] = d.slack_weight * due[k] + (1.0 - d.slack_weight) * needs[k] + behind_s
     _sort_by_key(ids, dropped, count)
+    if d.ranked == 1:
+        _change_places(state, w, count)
     return count
+
+
+@njit
+def _change_places(state: State, w, count) -> None:
+    """Candidates (`llm_env.ranking`) among the first `count` of scratch[0] share out the places that they have there.
+
+    Sorted by j - MOST_RANKED / 2 x score, where j = 0, 1, ... is how they stand now: equal scores change nothing, and
+    any order is that of some scores. All others keep their places.
+    """
+    ids, places, chosen, keys = state.scratch[0], state.scratch[1], state.scratch[2], state.scratch[3]
+    candidates, scores, found = state.scratch[CANDIDATES], state.scratch[SCORES], 0
+    for c in range(MOST_RANKED):
+        place = 0
+        while place < count and ids[place] != candidates[c]:
+            place += 1
+        if place == count:
+            continue  # there is no such candidate, or it has just been evicted
+        k = found
+        while k > 0 and places[k - 1] > place:  # by place
+            places[k], keys[k] = places[k - 1], keys[k - 1]
+            k -= 1
+        places[k], keys[k] = place, -0.5 * MOST_RANKED * scores[c]
+        found += 1
+    for j in range(found):
+        chosen[j] = ids[int(places[j])]
+        keys[j] += j
+    _sort_by_key(chosen, keys, found)
+    for j in range(found):
+        ids[int(places[j])] = chosen[j]
 
 
 @njit

@@ -18,6 +18,7 @@ from llm_env.plotting import COLOURS, GREY, pyplot, save
 from llm_env.study import CellResult
 from llm_env.validation_rows import FAILED, STANDARD_ERRORS, Point
 from llm_env.validation_rows import Row as Comparison
+from llm_env.workload import concrete
 
 MAX_HIGHLIGHTED = 5
 
@@ -71,7 +72,8 @@ def plot_attainment(rows: Sequence[Row], path: Path, scenario: Scenario, where: 
         for k, value in enumerate(values):
             ax.text(min(value + errors[k] + 1, 101), k, f"{value:.1f}", va="center", fontsize=9)
         best = ranked[-1].contender
-    label = f"SLO attainment (%), rule {scenario.slo.rule}"
+    by_weight = " by weight" if scenario.slo.weighted else ""
+    label = f"SLO attainment{by_weight} (%), rule {scenario.slo.rule}"
     if len(loads) < 2:
         ax.set_xlim(0, 108)
         ax.set_xlabel(label)
@@ -129,6 +131,9 @@ def _ttft(cell: CellResult) -> np.ndarray:
 
 
 def _targets(scenario: Scenario) -> tuple[list[float], list[float]]:
+    """TTFT and TBT targets of all classes; none where they differ from episode to episode."""
+    if any(path.startswith("slo.classes") for entry in scenario.vary for path in entry.paths):
+        return [], []
     classes = scenario.slo.classes
     return sorted({c.ttft_ms for c in classes}), sorted({c.tbt_ms for c in classes})
 
@@ -149,7 +154,7 @@ def plot_batches(cells: Sequence[CellResult], names: Sequence[str], path: Path, 
     if not shown:
         return  # nobody formed a batch
     fig, axes = plt.subplots(len(shown), 1, figsize=(10, 1.2 + 2 * len(shown)), sharex=True, squeeze=False)
-    budget = float(system_record(scenario)[0]["slo_budget"])
+    budget = float(system_record(concrete(scenario, shown[0].seed))[0]["slo_budget"])
     end_s = max(float(c.requests["arrival_s"].max()) for c in shown)
     for ax, cell in zip(axes[:, 0], shown, strict=True):
         log = cell.batches[cell.batches["worker"] == 0]

@@ -161,6 +161,7 @@ def join(state: State, q, i) -> None:
         tree_add(sets[SET_HOPELESS], levels, i)
     else:
         tree_add(sets[SET_FEASIBLE], levels, by_deadline)
+        _count_feasible(state.system[0], queue, r, 1)
     tokens = r.prefill_tokens
     state.buckets[q, 0, bucket] += 1
     state.buckets[q, 1, bucket] += tokens
@@ -169,6 +170,15 @@ def join(state: State, q, i) -> None:
     state.system[0].num_waiting += 1
     if state.system[0].num_clients > 1:
         _line_up(state, q, i)
+
+
+@njit(forceinline=True)
+def _count_feasible(system, queue, r, number) -> None:
+    """REQUEST r, which can be on time, is counted in (1) or out (-1)."""
+    if r.ttft_target_s <= system.ttft_target_s:
+        queue.tight_waiting += number
+        queue.tight_tokens += number * r.prefill_tokens
+    queue.weight_millionths += number * int(r.weight * 1e6 + 0.5)
 
 
 @njit
@@ -226,6 +236,7 @@ def leave(state: State, i) -> None:
         tree_remove(sets[SET_HOPELESS], levels, i)
     else:
         tree_remove(sets[SET_FEASIBLE], levels, by_deadline)
+        _count_feasible(state.system[0], queue, r, -1)
     state.buckets[q, 0, bucket] -= 1
     state.buckets[q, 1, bucket] -= tokens
     if state.system[0].num_clients > 1:
@@ -274,6 +285,7 @@ def pass_time(state: State, now_s) -> None:
                 if edge == 0:
                     tree_remove(state.sets[q, SET_FEASIBLE], levels, state.rank[BY_DEADLINE - 1, i])
                     tree_add(state.sets[q, SET_HOPELESS], levels, i)
+                    _count_feasible(system, state.queues[q], state.requests[i], -1)
             rank += 1
         state.cursors[edge] = rank
         if rank < system.num_ranked:

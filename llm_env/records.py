@@ -52,7 +52,7 @@ class State(NamedTuple):
     transfers: Any  # (rows,) TRANSFER, the first num_transfers in the order in which they came up
     clients: Any  # (capacity,) CLIENT
     noise: Any  # (num_workers, iterations, 2) float64 of mean 1
-    scratch: Any  # (4, max_running + window) float64
+    scratch: Any  # (6, max_running + window) float64; the last two rows: see SCORES
     batch_log: Any  # (rows,) BATCH
     gap_log: Any  # (rows,) GAP
 
@@ -178,6 +178,16 @@ class View(NamedTuple):
     declared_tokens: int  # output tokens that their clients allow
     help_tokens: int  # of prompts on other workers that it could help to prefill
     memory: float  # Decision.memory of its last decision, 0 at first
+    decode_extra_s: float  # what decoding all that is in its KV adds to the time of a batch, beside its tokens
+    # the pools of a disaggregated system, all 0 elsewhere; a policy is handed each number, so there are few of them
+    next_role: int  # that this worker is about to take, 0 if it stays what it is
+    prefill_workers: int  # each worker counts as what it is or is about to be; the others decode
+    pool_live_tokens: int  # prefill tokens that wait, in all queues, of requests that may still be on time
+    pool_decodes: int  # requests of the workers that decode, with those on their way to them
+    pool_kv_used: float  # share of the KV blocks of these workers in use, 0 if unlimited
+    num_lined_up: int  # prefilled requests for which no worker that decodes has room yet
+    prompt_rate_per_s: float  # prompt tokens that arrive, 20 s average
+    output_rate_per_s: float  # output tokens that arrive: as predicted, where there is a prediction, else declared
 
 
 # packing
@@ -206,6 +216,9 @@ VICTIM_LAST, VICTIM_FEWEST, VICTIM_PRIORITY = range(3)
 VICTIMS = ("last", "fewest-output", "lowest-priority")
 # who decodes, if not all may
 DECODE_OLDEST, DECODE_BY_ORDER = range(2)
+
+MOST_RANKED = 16  # candidates that may change places by scores
+SCORES, CANDIDATES = 4, 5  # rows of State.scratch: scores in [-1, 1], and whose they are (`llm_env.ranking`)
 
 UNLIMITED = 1 << 40  # tokens or requests
 DROPPED_LAST = 1e6  # TTFT targets: Moore-Hodgson's dropped stand behind everybody else
@@ -253,6 +266,10 @@ class Decision(NamedTuple):
         quantum_s: LEAST_ATTAINED: the first level's quantum.
         starve_s: PREDICTED_SHORTEST and LEAST_ATTAINED, above 0: who got no token for longer goes first.
         memory: a number that `View.memory` shows at this worker's next decision.
+        class_weight: Moore-Hodgson: exponent of SLO weights in who is dropped: the largest time / weight^class_weight.
+        role: ROLE_PREFILL or ROLE_DECODE: what this worker is to be, where roles may change (`llm_env.roles`); 0 leaves
+            it what it is, or about to become.
+        ranked: Moore-Hodgson: 1 lets candidates change places by their scores (`llm_env.ranking`).
     """
 
     token_budget: int
@@ -282,6 +299,9 @@ class Decision(NamedTuple):
     quantum_s: float
     starve_s: float
     memory: float
+    class_weight: float
+    role: int
+    ranked: int
 
 
 @njit
@@ -313,6 +333,9 @@ def decision(
     quantum_s=0.0,
     starve_s=0.0,
     memory=0.0,
+    class_weight=0.0,
+    role=0,
+    ranked=0,
 ) -> Decision:
     """A Decision with defaults for what is not given: decodes first, then chunked prefill in order of arrival."""
     return Decision(
@@ -343,6 +366,9 @@ def decision(
         float(quantum_s),
         float(starve_s),
         float(memory),
+        float(class_weight),
+        int(role),
+        int(ranked),
     )
 
 

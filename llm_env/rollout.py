@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from llm_env.actions import mask_actions, to_decision
+from llm_env.actions import MOST_FLOATS, mask_actions, to_decision
 from llm_env.addresses import prefetch, reader, states_at
 from llm_env.build import enlarge, load, new_states, single
-from llm_env.config import Scenario
+from llm_env.config import Scenario, refuse_varying
 from llm_env.core import advance, step
-from llm_env.dtypes import ACTIVE, CACHE_LINE, NEEDS_ROOM, SYSTEM, WORKER, offset_of
-from llm_env.features import observe
+from llm_env.dtypes import ACTIVE, CACHE_LINE, NEEDS_ROOM, ROUTERS, SYSTEM, WORKER, offset_of
+from llm_env.errors import UserError
+from llm_env.features import NUM_FEATURES, observe
 from llm_env.jit import njit
+from llm_env.ranking import observe_candidates
 from llm_env.records import DECIDE_TYPE, NUM_BUCKETS, SET_ARRIVAL, SET_FEASIBLE, STATE_TYPE, State, row
-from llm_env.reward import NUM_TERMS, reward_terms
+from llm_env.reward import reward_terms
 from llm_env.view import make_view
 
 Decide = Callable[[Any], Any]  # View -> Decision, compiled by `llm_env.records.policy`
@@ -39,31 +41,31 @@ class Exchange(NamedTuple):
     """What goes into steps of many systems and what comes out, one row a system; the same arrays in every step."""
 
     integers: np.ndarray  # (rows, 4) int64 actions: see `llm_env.actions.to_decision`
-    floats: np.ndarray  # (rows, 4) float64 actions
-    weights: np.ndarray  # (1, NUM_TERMS) float64 of the reward terms
+    floats: np.ndarray  # (rows, MOST_FLOATS) float64 actions
+    weights: np.ndarray  # (rows, number of terms) float64 of the reward terms
     todo: np.ndarray  # (rows,) bool: who is to move; all False afterwards
-    results: np.ndarray  # (rows, 2 + NUM_TERMS) float64: reward, dt_s and the reward terms
+    results: np.ndarray  # (rows, 2 + number of terms) float64: reward, dt_s and the reward terms
     counts: np.ndarray  # (rows, 5) int64: phase, tokens and prefill tokens of the batch, requests waiting and running
 
 
 def new_exchange(rows: int, weights: np.ndarray) -> Exchange:
-    """Arrays of zeros. Args: weights: (NUM_TERMS,) of the reward terms."""
+    """Arrays of zeros. Args: weights: (number of terms,) of the reward terms."""
     return Exchange(
         integers=np.zeros((rows, 4), np.int64),
-        floats=np.zeros((rows, 4)),
-        weights=weights[None].copy(),
+        floats=np.zeros((rows, MOST_FLOATS)),
+        weights=np.tile(weights, (rows, 1)),
         todo=np.zeros(rows, np.bool_),
-        results=np.zeros((rows, 2 + NUM_TERMS)),
+        results=np.zeros((rows, 2 + len(weights))),
         counts=np.zeros((rows, 5), np.int64),
     )
 
 
-_integers_at = reader(0, np.int64, 2)
-_floats_at = reader(1, np.float64, 2)
-_weights_at = reader(2, np.float64, 2)
-_todo_at = reader(3, np.bool_, 1)
-_results_at = reader(4, np.float64, 2)
-_counts_at = reader(5, np.int64, 2)
+integers_at = reader(0, np.int64, 2)
+floats_at = reader(1, np.float64, 2)
+weights_at = reader(2, np.float64, 2)
+todo_at = reader(3, np.bool_, 1)
+results_at = reader(4, np.float64, 2)
+counts_at = reader(5, np.int64, 2)
 
 
 _SYSTEM_BYTES, _WORKER_BYTES = offset_of(SYSTEM, "points"), WORKER.itemsize
@@ -100,9 +102,9 @@ BEGIN, LOOK = -1, -2  # in place of a kind of action
 
 
 def _step_all(table, kind, observations):
-    states, todo = states_at(table), _todo_at(table)
-    integers, floats, weights = _integers_at(table), _floats_at(table), _weights_at(table)
-    results, counts = _results_at(table), _counts_at(table)
+    states, todo = states_at(table), todo_at(table)
+    integers, floats, weights = integers_at(table), floats_at(table), weights_at(table)
+    results, counts = results_at(table), counts_at(table)
     left = 0
     for e in range(todo.shape[0]):
         if not todo[e]:
@@ -110,7 +112,7 @@ def _step_all(table, kind, observations):
         state = row(states, e)
         if kind >= 0:
             _fetch(states, e)
-            _act(state, kind, integers[e], floats[e], weights[0], results[e], counts[e])
+            _act(state, kind, integers[e], floats[e], weights[e], results[e], counts[e])
             if state.system[0].phase == NEEDS_ROOM:
                 left += 1
                 continue
@@ -118,6 +120,8 @@ def _step_all(table, kind, observations):
             advance(state)
         todo[e] = False
         observe(state, observations[e])
+        if observations.shape[1] > NUM_FEATURES:
+            observe_candidates(state, observations[e, NUM_FEATURES:])
     return left
 
 
@@ -161,8 +165,10 @@ def step_all() -> Callable[[Any, int, np.ndarray], int]:
 
     Args of the function:
         table: addresses of a vectorised State and of an `Exchange`.
-        kind: MULTIDISCRETE, DISCRETE or BOX; BEGIN: moves prepared systems to their first decision; LOOK: moves nobody.
-        observations: (rows, NUM_FEATURES) float32, written for the systems that were to move.
+        kind: of the actions, as `to_decision`; BEGIN: moves prepared systems to their first decision; LOOK: moves
+            nobody.
+        observations: (rows, n) float32, written for the systems that were to move: NUM_FEATURES, and if there is
+            room for more those of the candidates.
 
     Returns:
         How many could not move because noise or log rows had run out; `todo` still names them.
@@ -187,6 +193,15 @@ def continue_rollout(states: State, decide: Decide, seed: int, max_steps: int = 
         states = enlarge(states, np.array([seed]))
 
 
+def refuse_agent(scenario: Scenario) -> None:
+    """Raises:
+    UserError: the scenario asks an agent for routes, where nobody is there to be asked.
+    """
+    if scenario.system.router == "agent":
+        rules = ", ".join(rule for rule in ROUTERS if rule != "agent")
+        raise UserError(f"system.router: 'agent' is for llm_env/Routing-v0 alone; expected one of {rules}")
+
+
 def rollout(scenario: Scenario, decide: Decide, requests: np.ndarray, seed: int, record: bool = False) -> State:
     """Runs a policy over a workload to its end.
 
@@ -198,6 +213,11 @@ def rollout(scenario: Scenario, decide: Decide, requests: np.ndarray, seed: int,
 
     Returns:
         The final State of the one system, without a leading axis.
+
+    Raises:
+        UserError: `refuse_agent`, or the scenario varies: take that of the seed (`llm_env.workload.concrete`).
     """
+    refuse_agent(scenario)
+    refuse_varying(scenario, "rollout")
     states = load(new_states(scenario, 1, max(1, len(requests)), record), 0, requests, seed)
     return single(continue_rollout(states, decide, seed))

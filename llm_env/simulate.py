@@ -20,7 +20,8 @@ from llm_env.errors import UserError
 from llm_env.files import write_csv
 from llm_env.metrics import Summary
 from llm_env.records import State
-from llm_env.rollout import continue_rollout
+from llm_env.rollout import continue_rollout, refuse_agent
+from llm_env.workload import concrete
 
 FILES = ("requests.csv.gz", "batches.csv.gz", "summary.json", "scenario.toml")
 _STEPS = 200_000  # decisions between two chances for a signal to be heard: a fraction of a second
@@ -40,7 +41,7 @@ def simulate(
         requests: (n,) REQUEST in order of arrival.
         parameters: of the policy, its defaults where not given. A default max_running above the system's slots is
             cut to them.
-        seed: of the service noise.
+        seed: of the service noise, and of what of the scenario varies.
         in_place: the requests become the State's own records and change with the run; else they are copied. A long
             trace takes half the memory for them.
 
@@ -51,6 +52,7 @@ def simulate(
         UserError: no such policy or parameter, a value it does not take, or more running requests than the system has
             slots for.
     """
+    scenario = concrete(scenario, seed)
     decide = checked_policy(scenario, policy_name, parameters or {})
     states = new_states(scenario, 1, max(1, len(requests)), record=True)
     states = load(adopt(states, requests) if in_place else states, 0, requests, seed)
@@ -61,6 +63,7 @@ def simulate(
 
 def checked_policy(scenario: Scenario, policy_name: str, parameters: dict[str, Any]) -> Any:
     """The compiled `decide` of a policy that the scenario's system can run. Raises: see `simulate`."""
+    refuse_agent(scenario)
     decide = make_policy(policy_name, **parameters)
     slots = scenario.system.max_running
     if parameters.get("max_running", 0) > slots:

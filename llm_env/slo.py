@@ -88,6 +88,23 @@ def judged(requests: np.ndarray) -> np.ndarray:
     return verdicts
 
 
+def met_share(met: np.ndarray, weights: np.ndarray) -> float:
+    """The share of the requests' SLO weight that was met; where all weights are equal, of the requests.
+
+    Args:
+        met: (n,) bool, of each request.
+        weights: (n,) float64 above 0.
+
+    Returns:
+        From 0 to 1; NaN without a request.
+    """
+    if met.size == 0:
+        return float("nan")
+    if (weights == weights[0]).all():
+        return float(met.mean())
+    return float(weights[met].sum() / weights.sum())
+
+
 @njit
 def _judge(requests, verdicts):
     for i in range(requests.shape[0]):

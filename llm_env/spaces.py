@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from llm_env.actions import BOX_NAMES, DISCRETE_TABLE, NVEC
-from llm_env.config import Scenario, with_changes
+from llm_env.actions import ACTION_KINDS, DISCRETE_TABLE, FLOAT_NAMES, NVEC
+from llm_env.config import Scenario, refuse_varying, with_changes
 from llm_env.errors import UserError
-from llm_env.features import FEATURES
+from llm_env.ranking import observed
 from llm_env.scenarios import load_scenario
 from llm_env.systems import Workload, checked_load_range, drawn_from
 from llm_env.workload import (
@@ -29,10 +29,10 @@ from llm_env.workload import (
 Given = str | Path | Scenario | Sequence[str | Path | Scenario]  # one scenario or several
 
 
-def observation_space() -> spaces.Box:
-    """Box of the features' bounds, float32, new at each call."""
-    low = np.array([low for _, low, _, _ in FEATURES], np.float32)
-    high = np.array([high for _, _, high, _ in FEATURES], np.float32)
+def observation_space(action: str = "multidiscrete") -> spaces.Box:
+    """Box of the bounds of what is seen under a form of action, float32, new at each call."""
+    low = np.array([low for _, low, _, _ in observed(action)], np.float32)
+    high = np.array([high for _, _, high, _ in observed(action)], np.float32)
     return spaces.Box(low, high, dtype=np.float32)
 
 
@@ -46,9 +46,9 @@ def action_space(action: str) -> spaces.Space[Any]:
         return spaces.MultiDiscrete(np.array(NVEC))
     if action == "discrete":
         return spaces.Discrete(len(DISCRETE_TABLE))
-    if action == "box":
-        return spaces.Box(-1.0, 1.0, (len(BOX_NAMES),), np.float32)
-    raise UserError(f"action: expected multidiscrete, discrete or box, got {action!r}")
+    if action in FLOAT_NAMES:
+        return spaces.Box(-1.0, 1.0, (len(FLOAT_NAMES[action]),), np.float32)
+    raise UserError(f"action: expected one of {', '.join(ACTION_KINDS)}, got {action!r}")
 
 
 def resolve_scenarios(scenario: Given, changes: dict[str, Any] | None) -> tuple[Scenario, ...]:
@@ -106,6 +106,7 @@ def workload_of(scenario: Scenario, load_range: tuple[float, float] | None, traf
     """
     if traffic is None:
         return drawn_from(scenario, load_range)
+    refuse_varying(scenario, "trace")
     if load_range is None:
         return Windows(traffic, scenario).cut
     low, high = checked_load_range(load_range)

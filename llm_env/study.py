@@ -1,6 +1,8 @@
 """A study: every contender on identical seeded workloads, in parallel processes, to one table of cells.
 
-A contender is a baseline with parameters ("sarathi:1024", "sarathi:slo,max_running=64") or a trained agent (a folder).
+A contender is a baseline with parameters ("sarathi:1024", "sarathi:slo,max_running=64"), with those that tuning found
+for the scenario ("sarathi@tuned"), also with a routing rule of its own ("sarathi/score", "sarathi@tuned/score@tuned"),
+or a trained agent (a folder).
 A cell is one contender at one load with one seed. On a trace run whole, consecutive blocks of requests take the place
 of seeds.
 """
@@ -14,20 +16,23 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import baselines
-from llm_env.config import Scenario, with_changes
-from llm_env.dtypes import INF
+from baselines.lookahead import Lookahead, run_lookahead
+from llm_env.config import Scenario, refuse_varying, with_changes
+from llm_env.dtypes import INF, ROUTERS, SLO_RULES
 from llm_env.errors import UserError
-from llm_env.metrics import block_values, summarise
+from llm_env.futures import refuse
+from llm_env.metrics import WEIGHTED, block_values, slo_marks, summarise
 from llm_env.records import State
 from llm_env.rollout import rollout
-from llm_env.workload import WHOLE, ReadReport, at_load, draw_workload, read_requests
+from llm_env.tuned import tuned_parameters, tuned_router
+from llm_env.workload import WHOLE, ReadReport, at_load, concrete, draw_workload, read_requests
 
 ALONE_S = 2.0  # about what a process costs before its first cell: Python, imports, compiled code
 FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
@@ -55,43 +60,88 @@ STANDARD_BASELINES = (
 )
 
 
+RULES = tuple(rule for rule in ROUTERS if rule != "agent")  # of routing
+LOOKAHEAD, CLAIRVOYANT = AHEAD = ("lookahead", "clairvoyant")
+
+
 class Contender(NamedTuple):
     """Who competes: a baseline with its parameters, or an agent's folder."""
 
     label: str
     policy: str  # name of a baseline, or "" for an agent
     parameters: tuple[tuple[str, Any], ...]
-    agent: str  # folder of an agent, or "" for a baseline
+    agent: str  # name or folder of an agent, or "" for a baseline
+    router: str = ""  # the routing rule it is run with, "" for the scenario's
+    weights: tuple[tuple[str, Any], ...] | None = None  # of that rule, `system.routing`; None for the scenario's
+    trusted: bool = False  # the agent may be a file that runs code when it is read
+    ahead: str = ""  # one of AHEAD: the baseline is what looking ahead begins from
+
+    @property
+    def is_bound(self) -> bool:
+        """It knows the future: what it attains is a bound, and no policy could."""
+        return self.ahead == CLAIRVOYANT
 
 
-def baseline_contender(spec: str) -> Contender:
-    """A contender from "name" or "name:key=value,key=value"; "slo" or a number alone is the token_budget.
+def baseline_contender(spec: str, scenario: str = "") -> Contender:
+    """A contender from "name", "name:key=value,key=value" or "name@tuned"; "slo" or a number alone is the token_budget.
+
+    Args:
+        spec: parameters that are given beside "@tuned" hold in place of the tuned ones.
+        scenario: the name of the scenario for which "@tuned" was found.
+
+    "/router" at its end is the routing rule (`system.router`) that it is run with in place of the scenario's.
 
     Raises:
-        UserError: unknown policy or parameter, or a bad value.
+        UserError: unknown policy, parameter or router, a bad value, or nothing was tuned for the scenario.
     """
-    name, _, rest = spec.partition(":")
+    policy, slash, rule = spec.partition("/")
+    router, router_at, router_mark = rule.partition("@")
+    if slash and router not in RULES:
+        raise UserError(f"{spec}: router: expected one of {', '.join(RULES)}, got {router!r}")
+    plain, at, mark = policy.partition("@")
+    for sign, word in ((at, mark), (router_at, router_mark)):
+        if sign and word != "tuned":
+            raise UserError(f'{spec}: after "@" expected "tuned", got {word!r}')
+    weights = tuple(tuned_router(scenario, router).items()) if router_at else None
+    name, _, rest = plain.partition(":")
     parts = [part.strip() for part in rest.split(",") if part.strip()]
     texts = [f"token_budget={part}" if part == "slo" or part.isdecimal() else part for part in parts]
-    parameters = baselines.parse_parameters(name, texts)
+    given = baselines.parse_parameters(name, texts)
+    parameters = tuned_parameters(scenario, name) | given if at else given
     baselines.make_policy(name, **parameters)
-    return Contender(spec, name, tuple(parameters.items()), "")
+    return Contender(spec, name, tuple(parameters.items()), "", router, weights)
 
 
-def agent_contender(path: str | Path, taken: set[str]) -> Contender:
-    """A contender from a run's or an agent's folder; its label is the folder's name, made unique.
+def looking_ahead(base: Contender, ahead: str, scenario: Scenario) -> Contender:
+    """The planner that begins from a baseline. Args: ahead: one of AHEAD.
+
+    Raises:
+        UserError: the scenario is none in which it can plan (`llm_env.futures.refuse`).
+    """
+    refuse(scenario)
+    label = f"lookahead({base.label})" if ahead == LOOKAHEAD else f"bound:clairvoyant({base.label})"
+    return base._replace(label=label, ahead=ahead)
+
+
+def agent_contender(path: str | Path, taken: set[str], trust_pickle: bool = False) -> Contender:
+    """A contender from an agent of the package by its name, or from a folder; its label is that name, made unique.
+
+    Args:
+        path: see `agents.load`.
+        taken: labels of others.
+        trust_pickle: it may be a file of Stable-Baselines3, which runs code when it is read.
 
     Raises:
         UserError: no agent there, or a damaged one.
     """
     import agents
 
-    agents.load(path)
+    agents.load(path, trust_pickle)
     label = name = f"agent:{Path(path).resolve().name}"
     number = 2
     while label in taken:
         label, number = f"{name}-{number}", number + 1
-    return Contender(label, "", (), str(path))
+    return Contender(label, "", (), str(path), trusted=trust_pickle)
 
 
 @dataclass(frozen=True)
@@ -116,6 +166,15 @@ class Study:
     time_scale: float = 1.0
     trace_part: tuple[float, float] = WHOLE
 
+    def __post_init__(self) -> None:
+        if self.trace is not None:
+            refuse_varying(self.scenario, "trace")
+
+    @cached_property
+    def weighted(self) -> bool:
+        """True if in some episode a request of one class counts for more than one of another."""
+        return any(concrete(self.scenario, seed).slo.weighted for seed in self.seeds)
+
     def load_labels(self) -> tuple[float | None, ...]:
         """The loads of the table; None stands for "as it is"."""
         return self.loads or (None,)
@@ -129,10 +188,10 @@ class CellResult:
     contender: str
     seed: int
     summary: dict[str, Any]
-    requests: dict[str, np.ndarray]  # columns of requests.csv.gz
+    requests: dict[str, np.ndarray]  # columns of requests.csv.gz, and slo_met under the scenario's rule
     gaps: np.ndarray  # (n, 2): gap in seconds, how often
     batches: np.ndarray = field(repr=False)  # BATCH log, empty but for the first seed
-    blocks: dict[str, np.ndarray] = field(repr=False)  # attainment of blocks under each rule, on a trace
+    blocks: dict[str, np.ndarray] = field(repr=False)  # attainment of blocks under each rule, and WEIGHTED, on a trace
 
 
 # ---- one unit of work: a contender at a load with some seeds -------------------------------------------------------
@@ -175,24 +234,38 @@ def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray
 def run_unit(study: Study, contender: Contender, load: float | None, seeds: tuple[int, ...]) -> list[CellResult]:
     """Runs one contender at one load with the given seeds; agents take all their seeds in one batch."""
     scenario, trace = at_this_load(study, load)
+    if contender.router:
+        scenario = with_changes(scenario, {"system.router": contender.router})
+    if contender.weights is not None:
+        scenario = with_changes(scenario, {"system.routing": dict(contender.weights)})
 
     def workload(seed: int) -> np.ndarray:
         return draw_workload(scenario, seed) if trace is None else trace
 
     if contender.agent:
         import agents
+        from agents.routing_run import run_router
         from agents.run import run_agent
 
-        systems = run_agent(agents.load(contender.agent), scenario, seeds, workload)
+        agent = agents.load(contender.agent, contender.trusted)
+        run = run_router if isinstance(agent, agents.NumpyRouter) else run_agent
+        systems = run(agent, scenario, seeds, workload)  # pyright: ignore[reportArgumentType] - each has its own kind
         states = [systems.state(e) for e in range(len(seeds))]
     else:
         decide = baselines.make_policy(contender.policy, **dict(contender.parameters))
-        states = [rollout(scenario, decide, workload(seed), seed, record=True) for seed in seeds]
+        states = [_run(contender, decide, concrete(scenario, seed), workload(seed), seed) for seed in seeds]
     first = study.seeds[0]
     return [
-        _result(study, scenario, contender, load, seed, state, seed == first)
+        _result(study, concrete(scenario, seed), contender, load, seed, state, seed == first)
         for seed, state in zip(seeds, states, strict=True)
     ]
+
+
+def _run(contender: Contender, decide: Any, scenario: Scenario, requests: np.ndarray, seed: int) -> State:
+    if not contender.ahead:
+        return rollout(scenario, decide, requests, seed, record=True)
+    settings = Lookahead.bound() if contender.is_bound else Lookahead(seed=seed)
+    return run_lookahead(scenario, decide, requests, seed, settings, record=True)[0]
 
 
 def _result(
@@ -202,10 +275,14 @@ def _result(
     requests = state.requests[: int(system["num_requests"])]
     by_row = requests[np.argsort(requests["row"], kind="stable")]
     columns = {name: by_row[name].copy() for name in REQUEST_COLUMNS}
+    columns["slo_met"] = slo_marks(by_row, scenario.slo.rule)
     log = state.gap_log[: int(system["num_gaps"])]
     values, where = np.unique(log["gap_s"], return_inverse=True)
     counts = np.bincount(where, weights=log["count"], minlength=len(values))
-    rules = ("max", "p99", "deadline") if study.trace else ()
+    rules = SLO_RULES if study.trace else ()
+    blocks = {rule: block_values(state, scenario, TRACE_BLOCKS, rule=rule) for rule in rules}
+    if study.trace and study.weighted:
+        blocks[WEIGHTED] = block_values(state, scenario, TRACE_BLOCKS, weighted=True)
     return CellResult(
         load,
         contender.label,
@@ -214,7 +291,7 @@ def _result(
         columns,
         np.column_stack([values, counts]) if len(values) else np.zeros((0, 2)),
         state.batch_log[: int(system["num_batches"])].copy() if keep else state.batch_log[:0].copy(),
-        {rule: block_values(state, scenario, TRACE_BLOCKS, rule=rule) for rule in rules},
+        blocks,
     )
 
 

@@ -14,7 +14,20 @@ NoiseCV = Annotated[float, Field(gt=0, le=5)]
 ServiceForm = Literal["linear", "staircase", "table"]
 Point = Annotated[tuple[Tokens, Milliseconds], Field(strict=False)]
 Layout = Literal["replicas", "disaggregated", "parallel-prefill"]
-Router = Literal["shared", "round-robin", "least-tokens", "shortest-queue", "session-sticky"]
+Router = Literal[
+    "shared",
+    "round-robin",
+    "least-tokens",
+    "shortest-queue",
+    "session-sticky",
+    "random",
+    "weighted-round-robin",
+    "shortest-expected-work",
+    "power-of-two",
+    "score",
+    "agent",
+]
+Worth = Annotated[float, Field(ge=-1e6, le=1e6)]  # milliseconds
 Speed = Annotated[float, Field(gt=0, le=1000)]
 MAX_WORKERS = 64
 
@@ -148,12 +161,46 @@ class ParallelSettings(Settings):
     min_tokens: Tokens = 512
 
 
+class RoutingSettings(Settings):
+    """What the router "score" adds to a worker's seconds of queued prefill, in milliseconds: the least sum wins.
+
+    `running_ms` for each request that runs there, times how much slower the worker is than the fastest; `memory_ms`
+    times the share of KV by which what runs and waits there, with the new prompt, exceeds `memory_from`; with
+    s = (speed of the fastest) / speed - 1, `long_ms_per_1k_tokens` * s for each 1,000 tokens of the prompt and
+    `slow_ms` * s; `kv_ms` times the share of KV in use; `miss_ms` if the first token is thought to come later than
+    `miss_from` TTFT targets after the arrival (`llm_env.worker_load`).
+    """
+
+    running_ms: Worth = 10.0
+    memory_ms: Worth = 4000.0
+    memory_from: Annotated[float, Field(ge=0, le=4)] = 0.8
+    long_ms_per_1k_tokens: Worth = 500.0
+    slow_ms: Worth = 0.0
+    kv_ms: Worth = 500.0
+    miss_ms: Worth = 1000.0
+    miss_from: Annotated[float, Field(gt=0, le=100)] = 0.8
+
+
+class RoleSettings(Settings):
+    """Disaggregated pools whose workers may change role at a decision (`llm_env.roles`).
+
+    A change takes `switch_ms` of a worker that has nothing left to do in its old role. The pools never get smaller than
+    the two minima.
+    """
+
+    change: bool = False
+    switch_ms: Annotated[float, Field(ge=0.001, le=1e9)] = 1000.0
+    min_prefill_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
+    min_decode_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
+
+
 class SystemSettings(Settings):
     """The serving system: workers, how they share the work, and how requests reach them.
 
     Layouts: "replicas" serve whole requests; "disaggregated": the first `prefill_workers` prefill, the others decode,
     and KV moves over the link; "parallel-prefill": idle workers help with long prompts of others and send the KV over
-    the link. Routers: "shared" is one queue that idle workers pull from; the others give each arrival to a worker.
+    the link. Routers: "shared" is one queue that idle workers pull from; the others give each arrival to a worker
+    (`llm_env.router`), of which "score" has the weights `routing` and "agent" asks whoever steps `llm_env/Routing-v0`.
     `speeds`: one number per worker, its batches take S / speed.
     """
 
@@ -161,6 +208,7 @@ class SystemSettings(Settings):
     layout: Layout = "replicas"
     prefill_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None
     router: Router = "shared"
+    routing: RoutingSettings = RoutingSettings()
     speeds: Annotated[tuple[Speed, ...], Field(strict=False)] | None = None
     max_running: Annotated[int, Field(ge=1, le=16_384)] = 128
     max_hold_ms: Positive = 1000.0
@@ -168,6 +216,7 @@ class SystemSettings(Settings):
     kv: KVSettings = KVSettings()
     link: LinkSettings = LinkSettings()
     parallel: ParallelSettings = ParallelSettings()
+    roles: RoleSettings = RoleSettings()
 
     @model_validator(mode="after")
     def _pools(self) -> SystemSettings:
@@ -185,6 +234,24 @@ class SystemSettings(Settings):
             raise ValueError("layout 'parallel-prefill' needs at least 2 workers, got 1")
         if self.kv.prefix_cache and self.layout != "replicas":
             raise ValueError(f"kv.prefix_cache is for layout 'replicas', got {self.layout!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_that_change(self) -> SystemSettings:
+        if not self.roles.change:
+            return self
+        if self.prefill_workers is None:
+            raise ValueError(f"roles.change is for layout 'disaggregated', got {self.layout!r}")
+        if self.router != "shared":
+            raise ValueError(
+                f"roles.change needs router 'shared', whose queue any worker can pull from, got {self.router!r}"
+            )
+        for name, least, first in (
+            ("min_prefill_workers", self.roles.min_prefill_workers, self.prefill_workers),
+            ("min_decode_workers", self.roles.min_decode_workers, self.workers - self.prefill_workers),
+        ):
+            if least > first:
+                raise ValueError(f"roles.{name}: expected at most the {first} there are at the start, got {least}")
         return self
 
     @model_validator(mode="after")

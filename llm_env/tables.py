@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llm_env.aggregate import Row
 from llm_env.dtypes import SLO_RULES
-from llm_env.metrics import Interval
+from llm_env.metrics import WEIGHTED, Interval
 
 
 def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = None) -> Table:
@@ -20,13 +20,17 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
     Args:
         rows: of one load.
         title: of the table.
-        rule: the scenario's rule, by which baselines are ranked and differences are taken.
+        rule: the scenario's rule, by which baselines are ranked and differences are taken; where the classes' weights
+            differ, by attainment weighted with them under that rule, which then has a column.
         bound: what no policy can pass under it; one more column if given.
     """
     table = titled_table(title)
     table.add_column("policy", no_wrap=True)
     for name in SLO_RULES:
         table.add_column(f"{'*' if name == rule else ''}{_RULE_TITLES[name]}\nmet, %", justify="right", no_wrap=True)
+    weighted = any(WEIGHTED in row.attainment for row in rows)
+    if weighted:
+        table.add_column("*by weight\nmet, %", justify="right", no_wrap=True)
     table.add_column("goodput\nreq/s", justify="right")
     table.add_column("TTFT met\n%", justify="right")
     table.add_column("diff to\nbest, pts", justify="right", no_wrap=True)
@@ -34,13 +38,15 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
         table.add_column("of the\nbound, %", justify="right", no_wrap=True)
     for row in rows:
         difference = "best" if row.difference is None else _points(row.difference)
+        share = 100 * row.attainment[rule].mean / bound if bound else math.nan
+        of_bound = [] if bound is None else [_figure(share, 1)]
         table.add_row(
             _name(row),
-            *(_percent(row.attainment[name]) for name in SLO_RULES),
+            *(_percent(row.attainment[name]) for name in (*SLO_RULES, *([WEIGHTED] if weighted else []))),
             _figure(row.means["goodput_per_s"], 3),
             _figure(100 * row.means["ttft_attainment"], 1),
             difference,
-            *([] if bound is None else [_figure(100 * row.headline.mean / bound if bound > 0 else math.nan, 1)]),
+            *of_bound,
         )
     return table
 

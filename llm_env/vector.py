@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_env.config import Scenario
-from llm_env.features import FEATURE_NAMES
+from llm_env.ranking import observed
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
 from llm_env.systems import OUTCOME_KEYS, Systems
 from llm_env.workload import WHOLE
+
+
+def check_vector(num_envs: int, render_mode: str | None) -> None:
+    """Raises:
+    ValueError: no environment, or one that is to render.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
+    if render_mode is not None:
+        raise ValueError("the vector environment does not render; use gym.make for one that does")
 
 
 class ServingVectorEnv(VectorEnv):
@@ -47,28 +58,39 @@ class ServingVectorEnv(VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
-        if render_mode is not None:
-            raise ValueError("the vector environment does not render; use gym.make for one that does")
-        self.num_envs = num_envs
-        self.scenarios = resolve_scenarios(scenario, changes)
+        scenarios = resolve_scenarios(scenario, changes)
+        traffic = traffic_of(trace, time_scale, trace_part)
+        workloads = [workload_of(each, load_range, traffic) for each in scenarios]
+        check_vector(num_envs, render_mode)
+        systems = Systems(scenarios, num_envs, action, workloads)
+        names = tuple(name for name, *_ in observed(action))
+        self._make(systems, observation_space(action), action_space(action), names, autoreset_mode)
+
+    def _make(
+        self,
+        systems: Systems,
+        observations: spaces.Box,
+        actions: spaces.Space[Any],
+        feature_names: tuple[str, ...],
+        autoreset_mode: AutoresetMode | str,
+    ) -> None:
+        """Takes the systems. Args: observations, actions, feature_names: of one."""
+        num_envs = self.num_envs = systems.num_envs
+        self.scenarios = systems.scenarios
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = observation_space()
-        self.single_action_space = action_space(action)
+        self.single_observation_space, self.single_action_space = observations, actions
+        self._feature_names = feature_names
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        traffic = traffic_of(trace, time_scale, trace_part)
-        workloads = [workload_of(each, load_range, traffic) for each in self.scenarios]
-        self._systems = Systems(self.scenarios, num_envs, action, workloads)
+        self._systems = systems
         self._ended = np.zeros(num_envs, np.bool_)
         self._begun = np.zeros(num_envs, np.bool_)  # who has had an episode
         self._all = np.ones(num_envs, np.bool_)
 
     @property
     def scenario(self) -> Scenario:
-        """The scenario of all sub-environments.
+        """The scenario of all sub-environments; where it varies, each episode's is `llm_env.workload.concrete` of it.
 
         Raises:
             AttributeError: there are several (see `scenarios`), and each sub-environment has its own.
@@ -86,7 +108,7 @@ class ServingVectorEnv(VectorEnv):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Name of each entry of an observation."""
-        return FEATURE_NAMES
+        return self._feature_names
 
     def action_masks(self) -> np.ndarray:
         """(num_envs, ...) bool: the actions that make a difference now (see `llm_env.systems.Systems.masks`)."""

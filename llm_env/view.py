@@ -8,11 +8,12 @@ from __future__ import annotations
 from math import exp
 
 from llm_env.batching import next_helpable
-from llm_env.dtypes import FAR, PARALLEL_PREFILL
+from llm_env.dtypes import DISAGGREGATED, FAR, PARALLEL_PREFILL
 from llm_env.jit import njit
 from llm_env.placing import left_tokens
 from llm_env.queue import RATE_FAST_S, RATE_SLOW_S, head, member_request, tree_next
 from llm_env.records import SET_ARRIVAL, SET_FEASIBLE, State, View
+from llm_env.roles import no_pools, pools_of
 from llm_env.sums import running_sums
 
 
@@ -33,11 +34,13 @@ def make_view(state: State) -> View:
     urgent_slack_s, urgent_tokens = _slack(state, first)
     second_slack_s, second_tokens = _slack(state, second)
     passed = system.now_s - system.rate_s
+    fast, slow = exp(-passed / RATE_FAST_S), exp(-passed / RATE_SLOW_S)
     free_blocks, kv_used = worker.free_blocks + worker.cached_blocks, 0.0
     if system.kv_limited == 1:
         kv_used = 1.0 - free_blocks / system.kv_blocks
     num_running = worker.num_running - worker.num_moving
     help_tokens = _help_tokens(state, w) if system.layout == PARALLEL_PREFILL else 0
+    pools = pools_of(state) if system.layout == DISAGGREGATED else no_pools()
     return View(
         system.now_s,
         system.epoch,
@@ -61,8 +64,8 @@ def make_view(state: State) -> View:
         urgent_tokens,
         second_slack_s,
         second_tokens,
-        system.rate_fast * exp(-passed / RATE_FAST_S),
-        system.rate_slow * exp(-passed / RATE_SLOW_S),
+        system.rate_fast * fast,
+        system.rate_slow * slow,
         num_running,
         num_running - sums.num_partial,
         sums.num_partial,
@@ -86,6 +89,15 @@ def make_view(state: State) -> View:
         sums.declared_tokens,
         help_tokens,
         worker.memory,
+        (system.decode_fixed_s + system.cached_token_s * sums.context_tokens) / worker.speed,
+        worker.next_role,
+        pools.prefill_workers,
+        pools.live_tokens,
+        pools.decodes,
+        pools.kv_used,
+        pools.num_lined_up,
+        system.prompt_rate_slow * slow,
+        system.output_rate_slow * slow,
     )
 
 

@@ -6,9 +6,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from llm_env.arrival_settings import Arrivals, ClientArrivals, ClosedLoopArrivals, PoissonArrivals, SuperposedArrivals
+from llm_env.arrival_settings import (
+    MAX_STATES,
+    Arrivals,
+    ClientArrivals,
+    ClosedLoopArrivals,
+    MMPPArrivals,
+    PoissonArrivals,
+    SuperposedArrivals,
+)
 from llm_env.length_settings import Length, LognormalLength, LognormalMixtureLength, PairSettings
-from llm_env.settings import Positive, Settings, Tokens
+from llm_env.settings import Positive, Settings, Share, Tokens
 
 
 class SessionSettings(Settings):
@@ -80,6 +88,19 @@ class ClientSettings(Settings):
         return self
 
 
+class KindSettings(Settings):
+    """One of several kinds of requests, like chat and code, with lengths of its own.
+
+    `shares` are its shares of the requests: one number, or, where the arrivals are of kind "mmpp", one for each of
+    their states, so that the mixture changes with the state.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    prompt: Length
+    output: Length
+    shares: Annotated[tuple[Share, ...], Field(min_length=1, max_length=MAX_STATES, strict=False)]
+
+
 class WorkloadSettings(Settings):
     """Traffic. The rate is `rate_per_s`, or `load` times `llm_env.workload.capacity_requests_per_s`.
 
@@ -87,7 +108,8 @@ class WorkloadSettings(Settings):
     0 is a perfect one. `declared_tokens` is the most output that clients allow, or the output itself where that is
     longer; by default the longest that `output` can be. `correlation` is the rank correlation (Spearman's) of prompt
     and output, made by a Gaussian copula that leaves both distributions as they are. With `pairs` both lengths of a
-    request are drawn together from measured ones, and `prompt` and `output` are not used. With `sessions`, `arrivals`
+    request are drawn together from measured ones, and `prompt` and `output` are not used; nor are they with `kinds`,
+    each of which has its own, and whose shares may follow the state of the arrivals. With `sessions`, `arrivals`
     are those of sessions, `prompt` is what the user adds in a turn, and the rate is still that of requests.
     """
 
@@ -95,6 +117,7 @@ class WorkloadSettings(Settings):
     prompt: Length = LognormalLength(mu=5.99, sigma=0.9, min_tokens=16, max_tokens=4096)
     output: Length = LognormalLength(mu=4.61, sigma=0.7, min_tokens=1, max_tokens=1024)
     pairs: PairSettings | None = None
+    kinds: Annotated[tuple[KindSettings, ...], Field(min_length=1, max_length=16, strict=False)] | None = None
     correlation: Annotated[float, Field(ge=-0.99, le=0.99)] = 0.0
     load: Annotated[float, Field(gt=0, le=10)] | None = None
     rate_per_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -138,4 +161,28 @@ class WorkloadSettings(Settings):
             for name, sigma in (("prompt", self.clients.prompt_sigma), ("output", self.clients.output_sigma)):
                 if sigma > 0 and not isinstance(getattr(self, name), LognormalLength | LognormalMixtureLength):
                     raise ValueError(f"clients.{name}_sigma needs {name} of kind lognormal or lognormal-mixture")
+        return self
+
+    @model_validator(mode="after")
+    def _kinds(self) -> WorkloadSettings:
+        if self.kinds is None:
+            return self
+        if self.pairs is not None or self.correlation != 0 or self.sessions is not None:
+            raise ValueError("kinds have lengths of their own: leave pairs, correlation and sessions out")
+        if isinstance(self.arrivals, ClosedLoopArrivals):
+            raise ValueError("closed-loop arrivals have no kinds")
+        if self.clients is not None and (self.clients.prompt_sigma > 0 or self.clients.output_sigma > 0):
+            raise ValueError("kinds have lengths of their own: leave clients.prompt_sigma and output_sigma out")
+        names = [kind.name for kind in self.kinds]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two kinds share one name: {names}")
+        states = len(self.arrivals.rates) if isinstance(self.arrivals, MMPPArrivals) else 1
+        for kind in self.kinds:
+            if len(kind.shares) not in (1, states):
+                what = f"one, or one for each of the {states} states of the arrivals" if states > 1 else "one"
+                raise ValueError(f"the shares of kind {kind.name!r}: expected {what}, got {len(kind.shares)}")
+        for state in range(states):
+            total = sum(kind.shares[state % len(kind.shares)] for kind in self.kinds)
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"the shares of the kinds must sum to 1 in each state, got {total:g} in state {state}")
         return self

@@ -12,10 +12,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from golden_runs import TICK_S, hash_of, integers, rounded
+from golden_runs import LATER, TICK_S, hash_of, integers, rounded
 
 import llm_env  # noqa: F401 - registers the environments
-from llm_env.actions import ACTION_KINDS, DISCRETE_TABLE, NVEC
+from llm_env.actions import ACTION_KINDS, DISCRETE_TABLE, FLOAT_NAMES, NVEC
 from llm_env.config import Scenario, with_changes
 
 STEPS = 700  # a few episodes
@@ -54,8 +54,8 @@ def actions(kind: str, count: int) -> np.ndarray:
     draw = integers(6 + ACTION_KINDS.index(kind))
     if kind == "discrete":
         return np.array([[next(draw) % len(DISCRETE_TABLE) for _ in range(count)] for _ in range(STEPS)])
-    if kind == "box":
-        drawn = [[[next(draw) % 2049 - 1024 for _ in range(4)] for _ in range(count)] for _ in range(STEPS)]
+    if kind in FLOAT_NAMES:
+        drawn = [[[next(draw) % 2049 - 1024 for _ in FLOAT_NAMES[kind]] for _ in range(count)] for _ in range(STEPS)]
         return np.array(drawn, np.float32) / 1024
     return np.array([[[next(draw) % n for n in NVEC] for _ in range(count)] for _ in range(STEPS)])
 
@@ -72,6 +72,8 @@ class Tape:
 
     def _of_info(self, info: dict[str, Any]) -> Iterator[str]:
         for name in sorted(info):
+            if name.removeprefix("_") in LATER:
+                continue
             value = info[name]
             if isinstance(value, dict):
                 yield from self._of_info(value)
@@ -121,7 +123,7 @@ def episode_hashes(trace: Path) -> dict[str, str]:
     """Every kind of action with `gym.make` and `gym.make_vec`, on one system and on all."""
     write_trace(trace)
     found = {f"make, {name}, {kind}": single_episodes(name, kind, trace) for name in VARIED for kind in ACTION_KINDS}
-    for kind, autoreset in zip(ACTION_KINDS, ("NextStep", "SameStep", "NextStep"), strict=True):
+    for kind, autoreset in zip(ACTION_KINDS, ("NextStep", "SameStep", "NextStep", "SameStep", "NextStep"), strict=True):
         found[f"make_vec, one worker, {kind}"] = vector_episodes(["one worker"], kind, autoreset, trace)
     found["make_vec, every system"] = vector_episodes(list(VARIED), "multidiscrete", "SameStep", trace)
     return found

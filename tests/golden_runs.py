@@ -208,6 +208,7 @@ SYSTEMS: dict[str, Golden] = {
             ("sarathi",),
         )
         for router in ROUTERS
+        if router != "agent"  # who is somebody else
     },
     "disaggregated": Golden((*FEW, "distserve", "order shortest-prefill"), SPLIT, {"gap": 80}, ("distserve",)),
     "disaggregated, routed, tight": Golden(
@@ -364,9 +365,14 @@ def logs(state: State) -> Iterator[np.ndarray]:
     yield np.repeat(gaps["gap_s"], gaps["count"])
 
 
+LATER = ("weighted_attainment",)  # measures that came after the hashes; tests/test_families.py has them
+
+
 def summary(state: State, scenario: Scenario) -> Iterator[str]:
     """All measures, to 9 digits: the order of a sum is the library's."""
     for name, value in summarise(state, scenario, *EVERYTHING).to_dict().items():
+        if name in LATER:
+            continue
         yield f"{name} {value:.9g}" if isinstance(value, float) else f"{name} {value}"
 
 

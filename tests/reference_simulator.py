@@ -14,6 +14,7 @@ from twin_kv import Memory
 from twin_model import Batch, Queue, Request, Settings, Worker, blocks_for
 from twin_network import Network, Router
 from twin_orders import Clients
+from twin_roles import Roles
 from twin_view import UNLIMITED_BLOCKS, view
 
 from llm_env.dtypes import (
@@ -64,9 +65,10 @@ class Simulator:
         self.memory = Memory(settings, self.queue_of)
         self.network = Network(self)
         self.clients = Clients()
+        self.roles = Roles(self)
 
     def queue_of(self, request: Request) -> Queue:
-        queue = self.workers[max(0, request.home)].queue
+        queue = self.queues[0] if self.settings.router == "shared" else self.workers[request.home].queue
         assert queue is not None
         return queue
 
@@ -81,14 +83,14 @@ class Simulator:
             assert self.epoch < MAX_DECISIONS, "the policy does not come to an end"
 
     def _is_due(self, worker: Worker) -> bool:
-        if worker.batch is not None or worker.held_until_s > self.now_s:
+        if worker.batch is not None or worker.switch_end_s is not None or worker.held_until_s > self.now_s:
             return False
         return self._has_work(worker)
 
     def _has_work(self, worker: Worker) -> bool:
         if worker.present or worker.swapped or (worker.queue and worker.queue.all):
             return True
-        return bool(self.helpable(worker))
+        return bool(self.helpable(worker)) or self.roles.has_say(worker)
 
     def helpable(self, worker: Worker) -> list[Request]:
         """Partly prefilled prompts of other workers that this one could help with, in order of arrival.
@@ -112,6 +114,7 @@ class Simulator:
                 return True
             times = [r.arrival_s for r in self.requests if r.status == FUTURE]
             times += [w.batch.end_s for w in self.workers if w.batch is not None]
+            times += [w.switch_end_s for w in self.workers if w.switch_end_s is not None]
             times += [w.held_until_s for w in self.workers if w.held_until_s > self.now_s and self._has_work(w)]
             times.append(self.network.link.next_event_s(self.now_s))
             if min(times) == math.inf or min(times) > self.settings.horizon_s:
@@ -122,6 +125,7 @@ class Simulator:
     def _let_things_happen(self) -> None:
         """Everything of this moment; each of it ends all holds."""
         arrived, completed = self._let_arrive(), self._complete_batches()
+        completed = self.roles.end_changes() or completed
         gathered = self._let_move()
         if arrived or completed or gathered:
             self._end_holds()
@@ -169,13 +173,21 @@ class Simulator:
 
     # ---- batches ---------------------------------------------------------------------------------------------------
     def _carry_out(self, worker: Worker, d: Decision) -> None:
+        if self.settings.change_roles:
+            begins = self.roles.ask(worker, d.role)
+            if self._let_move():
+                self._end_holds()
+            if begins:
+                return
         batch = Batch(worker.index, self.now_s)
+        swapped = len(worker.swapped)
         if d.hold_s <= 0:
             form_batch(self, worker, batch, d)
             worker.last_evicted = batch.evicted  # Reading: also if nothing else came of it
         if batch.entries:
             self._begin(worker, batch)
-        elif not batch.evicted:  # Reading: else it asks again at once
+        elif not batch.evicted or (d.swap and swapped and len(worker.swapped) == swapped):
+            # Reading: else it asks again at once; not where as many came back as were swapped out
             hold_s = min(d.hold_s, self.settings.max_hold_s) if d.hold_s > 0 else self.settings.max_hold_s
             worker.held_until_s = self.now_s + hold_s
         if self._let_move():  # who was evicted or came back from the host made room

@@ -12,6 +12,7 @@ from toy import batch_of, check_all, toy_requests, toy_scenario, toy_state
 
 from baselines import make_policy
 from llm_env.actions import (
+    ADAPTIVE,
     BOX,
     BOX_NAMES,
     BUDGET_LEVELS,
@@ -31,14 +32,17 @@ from llm_env.actions import (
     mask_actions,
     to_decision,
 )
+from llm_env.adaptive import NAMES
 from llm_env.batching import form_batch
 from llm_env.build import load, new_states, single
 from llm_env.config import with_changes
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, DRAINED, FINISHED
 from llm_env.features import NUM_FEATURES
-from llm_env.part import Part
+from llm_env.part import Form, Part
 from llm_env.records import DECODES_FIRST, FCFS, MOORE_HODGSON, PREFILL_FIRST, UNLIMITED, snapshot
+from llm_env.reward import reward_weights
+from llm_env.rollout import step_all
 from llm_env.scenarios import load_scenario
 from llm_env.view import make_view
 from llm_env.workload import draw_workload
@@ -136,10 +140,11 @@ def drained_states(kind, integers, floats, blocks, max_steps=4000):
     rng = np.random.default_rng(11)
     rows = list(zip(np.sort(rng.uniform(0, 0.5, 14)), rng.integers(1, 400, 14), rng.integers(1, 12, 14), strict=True))
     requests = toy_requests(rows, scenario)
-    part = Part(scenario, lambda seed: requests, count, kind)
+    form = Form(step_all, kind, NUM_FEATURES, reward_weights)
+    part = Part(scenario, lambda seed: requests, count, form)
     for e in range(count):
         part.load(e, 0)
-    part.exchange.integers[:], part.exchange.floats[:] = integers, floats
+    part.exchange.integers[:], part.exchange.floats[:, : floats.shape[1]] = integers, floats
     observations = np.zeros((count, NUM_FEATURES), np.float32)
     steps = 0
     while (busy := (part.states.system["phase"] == ACTIVE).any(axis=1)).any():
@@ -177,6 +182,14 @@ def test_any_box_action_alone_serves_everybody(blocks):
     corners = np.array(list(product((-1.0, 0.0, 1.0), repeat=4)))
     floats = np.vstack([corners, np.random.default_rng(2).uniform(-1, 1, (40, 4))])
     states = drained_states(BOX, np.zeros((len(floats), 4), np.int64), floats, blocks)
+    assert (states.requests["status"] == FINISHED).all()
+
+
+@pytest.mark.parametrize("blocks", [None, 110])
+def test_any_adaptive_action_alone_serves_everybody(blocks):
+    rng, n = np.random.default_rng(2), len(NAMES)
+    floats = np.vstack([rng.choice((-1.0, 0.0, 1.0), (120, n)), rng.uniform(-1, 1, (40, n))])
+    states = drained_states(ADAPTIVE, np.zeros((len(floats), 4), np.int64), floats, blocks)
     assert (states.requests["status"] == FINISHED).all()
 
 

@@ -15,13 +15,14 @@ import torch
 from safetensors.numpy import load, save
 
 import agents
-from agents.callbacks import FIRST_VALIDATION_SEED, ValidationSet, validate
 from agents.export import MANIFEST, WEIGHTS, agent_from_policy, load_agent, save_agent
 from agents.network import NumpyAgent
-from agents.ppo import ACTIVATION, PPOSettings, make_ppo
+from agents.ppo import ACTIVATION, PPOSettings, begin_at, make_ppo
 from agents.run import run_agent
+from agents.validation import FIRST_VALIDATION_SEED, ValidationSet, validate
 from agents.vec_env import ServingVecEnv
 from llm_env.actions import DISCRETE_TABLE, NVEC
+from llm_env.adaptive import NAMES, NEUTRAL, from_unit, to_unit
 from llm_env.config import scenario_from_dict
 from llm_env.errors import InputOutputError, UserError
 from llm_env.features import NUM_FEATURES
@@ -36,7 +37,7 @@ SHORT = scenario_from_dict(
 def trained(action="multidiscrete", algo="ppo", steps=128):
     """A policy after two updates, so that no weight is at its start, and its agent."""
     env = ServingVecEnv(SHORT, 2, action)
-    model = make_ppo(env, PPOSettings(algo=algo, num_steps=32, minibatch=64, learning_rate=0.01), seed=3)
+    model = make_ppo(env, PPOSettings(num_steps=32, minibatch=64, learning_rate=0.01), 3, algo == "maskable-ppo")
     model.learn(steps)
     masked = algo == "maskable-ppo"
     return model, agent_from_policy(model.policy, action, ACTIVATION, masked, {"scenario": SHORT.name})
@@ -52,7 +53,7 @@ def some_observations(n=64):
 
 
 # ---- numpy equals torch --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("action", ["multidiscrete", "discrete", "box"])
+@pytest.mark.parametrize("action", ["multidiscrete", "discrete", "box", "adaptive"])
 def test_numpy_and_torch_decide_alike(action):
     model, agent = trained(action)
     observations = some_observations()
@@ -82,13 +83,14 @@ def test_actions_have_the_forms_that_the_systems_take():
         ("multidiscrete", (5, 4), np.int64),
         ("discrete", (5,), np.int64),
         ("box", (5, 4), np.float64),
+        ("adaptive", (5, len(NAMES)), np.float64),
     ):
         agent = trained(action, steps=64)[1]
         for deterministic in (True, False):
             actions = agent.act(observations, deterministic, rng)
             assert actions.shape == shape
             assert actions.dtype == dtype
-            if action == "box":
+            if dtype == np.float64:
                 assert (np.abs(actions) <= 1).all()
             elif action == "discrete":
                 assert ((actions >= 0) & (actions < len(DISCRETE_TABLE))).all()
@@ -128,8 +130,21 @@ def test_one_decision_is_quick(agent):
     assert sorted(times)[30] < 50e-6
 
 
+def test_an_adaptive_policy_can_begin_as_any_setting_of_the_rule():
+    wanted = tuple(
+        0.5 if name in ("fill", "reserve") else neutral for name, neutral in zip(NAMES, NEUTRAL, strict=True)
+    )
+    model = make_ppo(ServingVecEnv(SHORT, 2, "adaptive"), PPOSettings(num_steps=32, minibatch=64))
+    for numbers in (NEUTRAL, wanted):
+        begin_at(model.policy.action_net, to_unit(numbers))
+        agent = agent_from_policy(model.policy, "adaptive", ACTIVATION, False, {})
+        assert all(tuple(from_unit(action)) == numbers for action in agent.act(some_observations()))
+
+
 # ---- files ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("action", "algo"), [("multidiscrete", "maskable-ppo"), ("discrete", "ppo"), ("box", "ppo")])
+@pytest.mark.parametrize(
+    ("action", "algo"), [("multidiscrete", "maskable-ppo"), ("discrete", "ppo"), ("adaptive", "ppo")]
+)
 def test_a_round_trip_changes_nothing(tmp_path, action, algo):
     agent = trained(action, algo, steps=64)[1]
     save_agent(agent, tmp_path / "a")
@@ -138,7 +153,7 @@ def test_a_round_trip_changes_nothing(tmp_path, action, algo):
     assert (again.logits(observations) == agent.logits(observations)).all()
     assert (again.value(observations) == agent.value(observations)).all()
     assert (again.action, again.masked, again.about) == (action, algo == "maskable-ppo", {"scenario": SHORT.name})
-    if action == "box":
+    if action == "adaptive":
         assert (again.log_std == agent.log_std).all()
     assert {path.name for path in tmp_path.rglob("*")} == {"a", MANIFEST, WEIGHTS}
 

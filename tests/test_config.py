@@ -407,7 +407,9 @@ def test_a_whole_group_can_be_replaced():
         ({"work.load": 0.5}, "work: unknown setting"),
         ({"workload.load": -1}, "workload.load: expected above 0, got -1"),
         ({"name.first": "x"}, "name.first: name is not a group of settings"),
-        ({"slo.classes.0.ttft_ms": 1.0}, "slo.classes.0.ttft_ms: classes is not a group of settings"),
+        ({"slo.classes.1.ttft_ms": 1.0}, "slo.classes.1.ttft_ms: expected a number from 0 to 0 in place of '1'"),
+        ({"slo.classes.first.ttft_ms": 1.0}, "expected a number from 0 to 0 in place of 'first'"),
+        ({"slo.classes.0.ttft_ms": -1.0}, "slo.classes.0.ttft_ms: expected above 0, got -1"),
         ({"": 1}, "unknown setting"),
     ],
 )

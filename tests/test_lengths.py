@@ -239,7 +239,7 @@ def test_some_setting_breaks_what_holds_for_all(lengths, seed):
     assert (cdf(k) >= u).all()  # the smallest length with this property
     assert (cdf(k[:-2] - 1.0) < u[:-2]).all()
     assert p[k[-2]] > 0
-    assert (p[: k[-2]] == 0).all()
+    assert (p[: k[-2]] < 1e-300).all()  # what no draw of 53 bits can tell from 0
     drawn = draw_lengths(lengths, 50, np.random.default_rng(seed))
     assert (p[drawn] > 0).all()
     np.testing.assert_array_equal(draw_lengths(lengths, 9, np.random.default_rng(seed)), drawn[:9])

@@ -233,3 +233,16 @@ def test_a_move_that_ends_within_a_decision_ends_holds():
     rows = [(0.0, 7, 4), (0.0, 8, 4), (0.030, 7, 3), (0.031, 13, 1)]
     state = played(pools(rows, blocks=5, latency_ms=0.0, gbytes_per_s="unlimited"), swap=1)
     assert [float(t) for t in state.requests["finish_s"]] == ms([68, 100, 111, 91])
+
+
+def test_a_prompt_that_cannot_stay_goes_to_the_host_and_back_for_ever():
+    """6 blocks of 4 on the prefill worker, of which request 0, which has no room to move to, holds 3.
+
+    Request 1's first chunk of 8 takes 2; the second needs 2 more, so it is swapped out and comes back at once, and no
+    batch is formed. The worker must wait for request 0 to go, not ask again and again while time stands still.
+    """
+    rows = [(0.0, 10, 2), (0.0, 10, 9), (0.0, 16, 2)]
+    state = pools(rows, blocks=6, max_running=2, latency_ms=0.0, gbytes_per_s="unlimited")
+    steps = run(state, lambda view: decision(8, swap=1), max_steps=300)
+    assert (state.requests["status"] == FINISHED).all()
+    assert steps < 100

@@ -76,6 +76,7 @@ def test_a_measure_of_a_run_that_ends_empty_is_not_what_paper_and_pencil_give():
         # TTFT 0.2, 0.301, 0.11 against 0.25: A and C. A's gap 0.151 is above 0.11, but its tokens 2 and 3 come at
         # 0.351 and 0.453, before 0.36 and 0.47: it keeps the deadline rule alone.
         "slo_attainment": 1 / 3,
+        "weighted_attainment": 1 / 3,
         "slo_attainment_max": 1 / 3,
         "slo_attainment_p99": 1 / 3,
         "slo_attainment_deadline": 2 / 3,
@@ -140,6 +141,7 @@ def test_unfinished_or_rejected_requests_are_not_misses():
             "window_s": 0.4,
             "slo_rule": "p99",
             "slo_attainment": 0.0,
+            "weighted_attainment": 0.0,
             "slo_attainment_max": 0.0,
             "slo_attainment_p99": 0.0,
             "slo_attainment_deadline": 0.0,

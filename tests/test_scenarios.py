@@ -29,12 +29,21 @@ FITTED = (  # more of them in test_fitted_scenarios.py
     "reasoning",
     "summarisation",
 )
+FAMILIES = (  # more of them in test_families.py and test_kinds.py
+    "classes-three",
+    "classes-two",
+    "generalist",
+    "noisy-kv",
+    "prefix-sessions",
+    "roles",
+    "unequal-workers",
+)
 each = pytest.mark.parametrize("name", NAMES)
-every = pytest.mark.parametrize("name", NAMES + FITTED)
+every = pytest.mark.parametrize("name", NAMES + FITTED + FAMILIES)
 
 
 def test_a_shipped_scenario_is_missing():
-    assert scenario_names() == tuple(sorted(NAMES + FITTED))
+    assert scenario_names() == tuple(sorted(NAMES + FITTED + FAMILIES))
 
 
 @every

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from llm_env import build
+from llm_env.actions import NVEC
 from llm_env.config import scenario_from_dict
 from llm_env.env import ServingEnv
 from llm_env.errors import UserError
+from llm_env.indices import _FIELDS
 from llm_env.systems import Systems, drawn_from
 from llm_env.vector import ServingVectorEnv
 from llm_env.workload import draw_scenario
 
+_PLACES = ("running", "batch", "order", "rank", "cursors")
 EPISODE = {"arrivals_s": 3.0, "warmup_s": 0.5, "horizon_s": 6.0}
 SMALL = scenario_from_dict(
     {
@@ -67,6 +70,8 @@ NOISY = {"system": {"service": {"setup_noise": "exponential"}}, "episode": {**EP
         ("multidiscrete", ALL, (0.4, 1.2)),
         ("discrete", (SPLIT, PEOPLE), None),
         ("box", (*ALL, PEOPLE), None),
+        ("adaptive", (SMALL, SPLIT), None),
+        ("ranked", (SMALL, SPLIT), None),
     ],
 )
 def test_an_episode_among_other_scenarios_differs_from_one_alone(action, scenarios, load_range):
@@ -107,7 +112,7 @@ def test_an_episode_among_other_scenarios_differs_from_one_alone(action, scenari
                 met[which[e]] += 1
             for key, value in info.items():
                 assert infos[key][e] == value
-            if action != "box":
+            if action in ("multidiscrete", "discrete"):
                 assert (mixed.action_masks()[e] == env.action_masks()).all()
     assert met.min() >= 2, met
 
@@ -214,3 +219,108 @@ def test_a_system_that_was_never_started_moves_or_disturbs_others():
         step = systems.step(np.ones(3, np.bool_))
         assert step.observations[1].tobytes() == alone.step(np.array([4, 2, 2, 1]))[0].tobytes()
         assert not step.observations[[0, 2]].any()
+
+
+# ---- saving --------------------------------------------------------------------------------------------------------
+def copied(saved):
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in saved.items()}
+
+
+def moved(systems, steps, rng):
+    """The bytes of all that comes out of so many steps with random actions; ended systems begin anew."""
+    everyone, found = np.ones(systems.num_envs, np.bool_), []
+    for _ in range(steps):
+        systems.set_actions(rng.integers(0, NVEC, (systems.num_envs, 4)))
+        step = systems.step(everyone)
+        found += [step.observations.tobytes(), step.rewards.tobytes(), *(a.tobytes() for a in step.infos.values())]
+        for e in np.flatnonzero(step.terminated | step.truncated):
+            found.append((systems.outcome(int(e)), systems.restart(int(e), None)))
+    return found
+
+
+HELPERS = scenario_from_dict(
+    {
+        "name": "helpers",
+        "system": {
+            "workers": 3,
+            "layout": "parallel-prefill",
+            "router": "least-tokens",
+            "parallel": {"max_workers": 3, "min_tokens": 64},
+            "kv": {"blocks": 250},
+            "max_running": 8,
+        },
+        "workload": {"load": 1.2},
+        "episode": EPISODE,
+    }
+)
+
+
+VARIES = SMALL.model_validate(
+    {
+        **SMALL.model_dump(exclude_none=True),
+        "name": "varies",
+        "vary": [{"setting": "system.kv.blocks", "low": 200, "high": 900}],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "record"),
+    [((SMALL,), True), ((SPLIT,), False), ((HELPERS,), False), ((VARIES,), False), ((*ALL, PEOPLE), False)],
+)
+def test_restored_systems_go_on_otherwise_than_those_that_were_saved(monkeypatch, scenarios, record):
+    monkeypatch.setattr(build, "_FIRST_NOISE", 8)  # so that noise, logs and rows have grown before and grow after
+    monkeypatch.setattr(build, "_FIRST_LOG", 4)
+    systems = Systems(scenarios, 5, record=record)
+    for e in range(5):
+        systems.restart(e, 10 + e)
+    moved(systems, 150, np.random.default_rng(1))
+    saved = copied(systems.saved())
+    other = Systems(scenarios, 5, record=record)
+    for e in range(5):
+        other.restart(e, 70 + e)
+    moved(other, 20, np.random.default_rng(2))
+    other.restore(saved)
+    assert moved(other, 200, np.random.default_rng(3)) == moved(systems, 200, np.random.default_rng(3))
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """Of systems that wait, run, move and think, after a while."""
+    systems = Systems((*ALL, HELPERS, PEOPLE), 10)
+    for e in range(10):
+        systems.restart(e, 10 + e)
+    moved(systems, 200, np.random.default_rng(1))
+    return copied(systems.saved())
+
+
+def spoil(saved, name, field, value):
+    """Another copy with a number that is wrong in the last place of an array, or of a field of its records."""
+    changed = copied(saved)
+    array = changed[name] if field is None else changed[name][field]
+    array = array[..., 0] if name.endswith(".batch") else array
+    array[..., -1] = value
+    return changed
+
+
+@pytest.mark.parametrize("k", range(5))
+@pytest.mark.parametrize(("array", "fields"), [*_FIELDS.items(), *((name, {None: None}) for name in _PLACES)])
+def test_a_number_that_is_no_place_in_an_array_reaches_compiled_code(saved, k, array, fields):
+    systems = Systems((*ALL, HELPERS, PEOPLE), 10)
+    systems.restore(saved)
+    for field, limit in fields.items():
+        for value in (-2, 1 << 40):
+            if limit is not None and limit[1] in ("anything", "logs") and value > 0:
+                continue
+            with pytest.raises(UserError, match=rf"part{k}\.{array}"):
+                systems.restore(spoil(saved, f"part{k}.{array}", field, value))
+
+
+def test_a_tree_whose_bits_stand_for_nothing_reaches_compiled_code(saved):
+    systems = Systems((*ALL, HELPERS, PEOPLE), 10)
+    levels = saved["part0.levels"][0].tolist()
+    for word, bit in ((levels[1] - 1, 31), (levels[1], 31), (levels[-2], 3)):
+        changed = copied(saved)
+        changed["part0.sets"][0, 0, 0, word] ^= 1 << bit
+        with pytest.raises(UserError, match=r"part0\.sets: a bit stands for nothing"):
+            systems.restore(changed)

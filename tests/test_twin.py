@@ -132,6 +132,12 @@ def test_disaggregated(case):
 
 
 @many(400)
+@given(twin_cases.role_cases)
+def test_roles_that_change(case):
+    check(case)
+
+
+@many(400)
 @given(twin_cases.parallel_cases)
 def test_parallel_prefill(case):
     check(case)

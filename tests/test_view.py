@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import resumed_of, running_of, toy_state
 
+from llm_env.build import load, new_states, single
+from llm_env.config import with_changes
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, FAR, ROLE_BOTH, SLO_RULES, WAITING
 from llm_env.features import DECODE_EDGES, FEATURE_NAMES, FEATURES, NUM_FEATURES, observe
 from llm_env.queue import RATE_FAST_S, RATE_SLOW_S
-from llm_env.records import SLACK_EDGES, decision, snapshot
+from llm_env.records import SLACK_EDGES, View, decision, snapshot
+from llm_env.scenarios import load_scenario
 from llm_env.view import make_view
+from llm_env.workload import draw_workload
 
 pytestmark = pytest.mark.kernel
 nojit = pytest.mark.nojit
@@ -35,8 +39,19 @@ def random_state(seed, steps, workers=1, blocks=None, rule="max", n=14):
     """A state somewhere in a run of random decisions, or at its end."""
     rng = np.random.default_rng(seed)
     rows = list(zip(np.sort(rng.uniform(0, 0.4, n)), rng.integers(1, 60, n), rng.integers(1, 15, n), strict=True))
-    ttft_s = rng.uniform(0.05, 0.8, n)
-    state = toy_state(rows, ttft_s, seed, workers=workers, blocks=blocks, rule=rule, noise="exponential")
+    ttft_s = rng.uniform(0.05, 0.8, n).tolist()
+    fields = {"weight": rng.integers(1, 5, n) / 4, "tbt_target_s": rng.choice((0.02, 0.05), n)}
+    state = toy_state(
+        rows,
+        ttft_s,
+        seed,
+        fields=fields,
+        workers=workers,
+        blocks=blocks,
+        rule=rule,
+        noise="exponential",
+        kv_ms_per_1k_cached_tokens=20.0,
+    )
     for _ in range(steps):
         if state.system[0]["phase"] == ACTIVE:
             packing, order = int(rng.integers(4)), int(rng.integers(5))
@@ -134,6 +149,8 @@ def expected_view(state, rule):
         "declared_tokens": sum(int(q[i]["declared_tokens"]) for i in running),
         "help_tokens": 0,
         "memory": 0.0,
+        "decode_extra_s": sum(int(q[i]["computed_tokens"]) for i in running) * 20e-6,
+        **dict.fromkeys(View._fields[View._fields.index("next_role") :], 0),
     }
 
 
@@ -176,14 +193,33 @@ def expected_features(state, rule):
         "slo_budget": log1p(10) / 12,
         "free_tokens": 0.0,
         "workers": log2(len(state.workers)),
+        **dict.fromkeys(FEATURE_NAMES[FEATURE_NAMES.index("role") : FEATURE_NAMES.index("tight_waiting")], 0.0),
+        "classes": 0.0,  # one in the settings, whatever the requests say
+        "loosest_ttft": 0.0,
+        "loosest_tbt": 0.0,
+        "least_weight": 1.0,
+        "evicted": log1p(v["last_evicted"]) / 3,
+        "attention": v["decode_extra_s"] / 0.02,
     }
+    on_time = [i for i in waiting if q[i]["latest_start_s"] - now >= 0]
+    tight = [i for i in on_time if q[i]["ttft_target_s"] <= 0.1]
+    first = min(on_time, key=lambda i: (q[i]["arrival_s"] + q[i]["ttft_target_s"], i), default=None)
+    f["tight_waiting"] = log1p(len(tight)) / 6
+    f["tight_seconds"] = sum(int(q[i]["prefill_tokens"]) for i in tight) * 0.020 / 10 / 0.1
+    f["waiting_weight"] = float(np.mean(q["weight"][on_time])) if on_time else 0.0
+    f["urgent_own_slack"] = 2.0 if first is None else (q[first]["latest_start_s"] - now) / q[first]["ttft_target_s"]
+    f["urgent_weight"] = 0.0 if first is None else q[first]["weight"]
+    f["tight_decodes"] = float(np.mean(q["tbt_target_s"][decoding] <= 0.02)) if decoding else 0.0
+    kv_tokens = 4 * s["kv_blocks"] if s["kv_limited"] else np.inf
+    f["kv_waiting"] = sum(int(q[i]["prefill_tokens"]) for i in on_time) / kv_tokens
+    f["kv_declared"] = max(0, v["declared_tokens"] - v["emitted_tokens"]) / kv_tokens
     edges = [-np.inf, *(edge * 0.1 for edge in SLACK_EDGES), np.inf]
     for k, name in enumerate(("hopeless", "slack_12", "slack_25", "slack_50", "slack_75", "slack_100")):
         inside = [i for i in waiting if edges[k] <= q[i]["latest_start_s"] - now < edges[k + 1]]
         f[f"waiting_{name}"] = log1p(len(inside)) / 6
         f[f"waiting_tokens_{name}"] = log1p(sum(int(q[i]["prefill_tokens"]) for i in inside)) / 12
     edges = [-np.inf, *DECODE_EDGES, np.inf]
-    slack = [float(q[i]["last_token_s"] + 0.02 - now) / 0.02 for i in decoding]
+    slack = [float(q[i]["last_token_s"] + q[i]["tbt_target_s"] - now) / q[i]["tbt_target_s"] for i in decoding]
     for k, name in enumerate(("late", "slack_33", "slack_66", "slack_99", "slack_more")):
         f[f"decodes_{name}"] = log1p(sum(edges[k] <= x < edges[k + 1] for x in slack)) / 6
     first = [float(q[i]["arrival_s"] + q[i]["ttft_target_s"] - now) for i in partial if q[i]["emitted_tokens"] == 0]
@@ -227,6 +263,18 @@ def test_the_view_of_a_state_by_hand():
     assert view.free_blocks == 30 - 1 - 3
     assert view.kv_used == pytest.approx(4 / 30)
     assert (view.last_batch_s, view.last_batch_tokens) == (pytest.approx(0.024), 14)
+
+
+def test_classes_are_described_by_their_spread():
+    classes = (
+        {"name": "fast", "ttft_ms": 1000.0, "tbt_ms": 100.0, "weight": 4.0, "share": 0.3},
+        {"name": "slow", "ttft_ms": 8000.0, "tbt_ms": 500.0, "share": 0.7},
+    )
+    scenario = with_changes(load_scenario("chat-bursty"), {"slo.classes": classes})
+    features = features_of(single(load(new_states(scenario, 1, 9), 0, draw_workload(scenario, 3), 3)))
+    named = dict(zip(FEATURE_NAMES, features.tolist(), strict=True))
+    found = [named[name] for name in ("classes", "loosest_ttft", "loosest_tbt", "least_weight")]
+    assert found == pytest.approx([1.0, log10(8), log10(5), 0.25])
 
 
 # ---- bounds and names ----------------------------------------------------------------------------------------------

@@ -11,7 +11,19 @@ from llm_env.batching import form_batch
 from llm_env.build import load, new_states, single
 from llm_env.config import EpisodeSettings, KVSettings, Scenario, ServiceSettings, SLOClass, SLOSettings, SystemSettings
 from llm_env.core import step
-from llm_env.dtypes import ACTIVE, FINISHED, FUTURE, MOVING, NOBODY, REJECTED, RUNNING, SWAPPED, UNDER_WAY, WAITING
+from llm_env.dtypes import (
+    ACTIVE,
+    FINISHED,
+    FUTURE,
+    MOVING,
+    NOBODY,
+    REJECTED,
+    ROUTING,
+    RUNNING,
+    SWAPPED,
+    UNDER_WAY,
+    WAITING,
+)
 from llm_env.queue import is_member, member_request, tree_next
 from llm_env.records import (
     KEY_PREDICTED,
@@ -191,7 +203,8 @@ def check_counts(state: State) -> None:
     assert counts[FINISHED] == s["num_finished"]
     assert counts[REJECTED] == s["num_rejected"]
     assert (q["arrival_s"][:arrived] <= s["now_s"]).all()
-    assert (q["arrival_s"][arrived:] > s["now_s"]).all()
+    later_s = q["arrival_s"][arrived:]
+    assert (later_s > s["now_s"]).all() or (s["phase"] == ROUTING and (later_s >= s["now_s"]).all())
     listed = [i for w in range(len(state.workers)) for i in running_of(state, w)]
     assert len(listed) == len(set(listed)), "a request is in two running lists"
     assert sorted(listed) == [int(i) for i in np.flatnonzero((status == RUNNING) | (status == MOVING))]
@@ -301,6 +314,10 @@ def check_queue(state: State) -> None:
             bucket = sum(bool(q[i]["latest_start_s"] >= s["now_s"] + edge) for edge in edges)
             buckets[:, bucket] += (1, q[i]["prefill_tokens"])
         assert (state.buckets[k] == buckets).all()
+        tight = [i for i in feasible if q[i]["ttft_target_s"] <= s["ttft_target_s"]]
+        assert state.queues[k]["tight_waiting"] == len(tight)
+        assert state.queues[k]["tight_tokens"] == q["prefill_tokens"][tight].sum()
+        assert state.queues[k]["weight_millionths"] == np.rint(q["weight"][feasible] * 1e6).sum()
 
 
 def _check_bounds(state: State, q: int, plain: list[int], heads: list[int]) -> None:

@@ -110,6 +110,9 @@ class _Former:
         """Partly prefilled prompts and those that wait, in the queue's order, at most so many tokens."""
         if self.queue is None:
             return
+        if self.worker.next_role:
+            self.add_prompts(self.unplaced_prompts(), most)
+            return
         resumed = list(self.queue.resumed)
         if self.d.order == FCFS:
             self.add_prompts(self.unplaced_prompts(), most)
@@ -144,7 +147,7 @@ class _Former:
                     self.continue_prompt(request, most)
                 # Reading: a partly prefilled whole prompt that does not fit holds up, by order, the others of its
                 # kind (FCFS), nobody (Moore-Hodgson), or everybody behind it.
-                elif self.d.order != MOORE_HODGSON:
+                elif self.d.order != MOORE_HODGSON or self.worker.next_role:
                     return False
             elif self.queue and request in self.queue.all and self.admitting:
                 self.admitting = self.admit(request, most)

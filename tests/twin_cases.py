@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from twin_compare import Case
 
-from llm_env.dtypes import FAR, ROUTERS, SLO_RULES
+from llm_env.dtypes import FAR, ROLE_DECODE, ROLE_PREFILL, SLO_RULES
 from llm_env.records import (
     KV_DECLARED,
     KV_ESTIMATE,
@@ -25,6 +25,7 @@ from llm_env.records import (
 )
 
 OLD_ORDERS, OLD_RULES = MOORE_HODGSON + 1, KV_DECLARED
+TWIN_ROUTERS = ("shared", "round-robin", "least-tokens", "shortest-queue", "session-sticky")  # that the twin knows
 TICK_S = 1 / 1024  # of the systems in which sums of times are exact, so that ties are
 
 
@@ -199,7 +200,7 @@ speeds = st.lists(some(1.0, 2.0, 0.5, 1.5), min_size=4, max_size=4)
 
 def _pools(draw: Any, fewest: int) -> tuple[int, dict[str, Any]]:
     workers = draw(st.integers(fewest, 4))
-    changes: dict[str, Any] = {"system.router": draw(st.sampled_from(ROUTERS)), "system.workers": workers}
+    changes: dict[str, Any] = {"system.router": draw(some(*TWIN_ROUTERS)), "system.workers": workers}
     if draw(st.booleans()):
         changes["system.speeds"] = draw(speeds)[:workers]
     return workers, changes
@@ -218,6 +219,19 @@ def disaggregated(draw: Any) -> dict[str, Any]:
     workers, changes = _pools(draw, 2)
     prefill = {"system.layout": "disaggregated", "system.prefill_workers": draw(st.integers(1, workers - 1))}
     return {**changes, **prefill, **draw(links)}
+
+
+@st.composite
+def changing_roles(draw: Any) -> dict[str, Any]:
+    changes = draw(disaggregated())
+    prefill, workers = changes["system.prefill_workers"], changes["system.workers"]
+    roles = {
+        "change": True,
+        "switch_ms": draw(some(TICK_MS, 5 * TICK_MS, 64 * TICK_MS)),
+        "min_prefill_workers": draw(st.integers(1, prefill)),
+        "min_decode_workers": draw(st.integers(1, workers - prefill)),
+    }
+    return {**changes, "system.router": "shared", "system.roles": roles}
 
 
 @st.composite
@@ -258,7 +272,9 @@ NEW = {
     "quantum_s": some(0.0, 16 * TICK_S, 64 * TICK_S, TICK_S),
     "starve_s": some(0.0, 64 * TICK_S, 256 * TICK_S),
     "memory": some(1.0, -2.5),
+    "class_weight": some(0.5, 1.0),
 }
+ROLE = {"role": some(ROLE_PREFILL, ROLE_DECODE)}
 LIKELY = {"hold_s": some(0.0, 0.0, 0.0, 4 * TICK_S, 2.0), "chunk_tokens": some(3, 8, 16, UNLIMITED)}
 
 
@@ -274,6 +290,7 @@ new_orders = decisions_of(
 )
 memory_rules = decisions_of(any_order, some(KV_DECLARED, KV_ESTIMATE, *range(OLD_RULES)), {**OLD, **NEW, **LIKELY})
 all_decisions = decisions_of(any_order, any_rule, {**OLD, **NEW, **LIKELY})
+role_decisions = decisions_of(any_order, any_rule, {**OLD, **NEW, **LIKELY, **ROLE})
 
 # ---- cases ---------------------------------------------------------------------------------------------------------
 holds_ms = some(1000.0, 50.0, 7.0)
@@ -328,6 +345,12 @@ cache_cases = full_cases(
     all_decisions, merged(replicas(), st.just({"system.kv.prefix_cache": True})), block_tokens=some(1, 2, 4)
 )
 disaggregated_cases = full_cases(all_decisions, disaggregated())
+role_cases = full_cases(
+    role_decisions,
+    merged(changing_roles(), hosts, st.one_of(st.just({}), curves)),
+    blocks=some(4, 9, 16, 60),
+    block_tokens=some(1, 2, 4),
+)
 parallel_cases = full_cases(all_decisions, parallel())
 mixed_cases = full_cases(
     all_decisions,

@@ -174,6 +174,10 @@ def settings_of(scenario: Scenario, noise: np.ndarray | None) -> Settings:
         host_bytes_per_s=kv.host_gbytes_per_s * 1e9,
         link_latency_s=link.latency_ms / 1e3,
         link_bytes_per_s=math.inf if link.gbytes_per_s is None else link.gbytes_per_s * 1e9,
+        change_roles=s.roles.change,
+        switch_s=s.roles.switch_ms / 1e3,
+        least_prefill=s.roles.min_prefill_workers,
+        least_decode=s.roles.min_decode_workers,
         helped_by=s.parallel.max_workers,
         helped_from=s.parallel.min_tokens,
     )

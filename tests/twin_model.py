@@ -41,6 +41,10 @@ class Settings:
     link_latency_s: float = 0.0
     link_bytes_per_s: float = math.inf
     helped_by: int = 4  # most workers at one prompt, with its own
+    change_roles: bool = False
+    switch_s: float = 1.0
+    least_prefill: int = 1
+    least_decode: int = 1
     helped_from: int = 512  # fewest tokens left of a prompt that is worth help
 
     def batch_time(self, tokens: float, worker: int | None = None, iteration: int = 0) -> float:
@@ -206,6 +210,8 @@ class Worker:
     last_evicted: int = 0
     memory: float = 0.0
     held_until_s: float = -1.0
+    next_role: int = 0  # 0: it stays what it is
+    switch_end_s: float | None = None
     iteration: int = 0
 
     @property

@@ -94,12 +94,15 @@ class Network:
         self.sim, self.settings = sim, sim.settings
         self.link = Link(sim.settings)
         self.line: list[Transfer] = []  # moves that have not started
-        self.decoders = [w for w in sim.workers if w.role == ROLE_DECODE]
         router = sim.settings.router
         self.router = Router("least-tokens" if router == "session-sticky" else router, self.decoders)
 
+    @property
+    def decoders(self) -> list[Worker]:
+        return [w for w in self.sim.workers if w.role == ROLE_DECODE and not w.next_role]
+
     def line_up(self, worker: Worker, request: Request) -> None:
-        """At the end of its prefill on a worker that only prefills."""
+        """At the end of its prefill on a worker that only prefills, or when its worker stops decoding."""
         request.status = MOVING
         target = None if self.settings.router == "shared" else self.router.choose()
         if target:
@@ -113,7 +116,7 @@ class Network:
                 continue
             pool = self.decoders if transfer.target is None else [transfer.target]
             blocks = self._blocks(transfer.request)
-            pool = [w for w in pool if self._has_place(w) and w.all_free >= blocks]
+            pool = self._with_room(pool, transfer.request)
             if not pool:
                 blocked.append(transfer.target)
                 continue
@@ -125,6 +128,12 @@ class Network:
             transfer.target.incoming.append(transfer.request)
             self.line.remove(transfer)
             self.link.start(transfer, self.sim.now_s)
+
+    def has_room(self, request: Request) -> bool:
+        return bool(self._with_room(self.decoders, request))
+
+    def _with_room(self, pool: list[Worker], request: Request) -> list[Worker]:
+        return [w for w in pool if self._has_place(w) and w.all_free >= self._blocks(request)]
 
     def _has_place(self, worker: Worker) -> bool:
         return not worker.swapped and len(worker.running) + len(worker.incoming) < self.settings.max_running

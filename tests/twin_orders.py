@@ -119,7 +119,7 @@ def moore_hodgson(
         kept.append(request)
         busy_s += need_s[request]
         while kept and busy_s > due_s(request) - now_s:
-            longest = max(kept, key=lambda r: need_s[r])
+            longest = max(kept, key=lambda r: need_s[r] / r.weight**d.class_weight)
             kept.remove(longest)
             dropped.append(longest)
             busy_s -= need_s[longest]

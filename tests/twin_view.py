@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twin_model import Queue, Request, Worker
 
-from llm_env.dtypes import FAR, FUTURE, MOVING, RULE_DEADLINE
+from llm_env.dtypes import FAR, FUTURE, MOVING, ROLE_DECODE, ROLE_PREFILL, RULE_DEADLINE
 from llm_env.records import View
 
 if TYPE_CHECKING:
@@ -80,7 +80,46 @@ def view(sim: Simulator, worker: Worker) -> View:
         declared_tokens=sum(r.declared_tokens for r in worker.present),
         help_tokens=sum(r.left - r.placed_tokens for r in helpable),
         memory=worker.memory,
+        decode_extra_s=(s.decode_fixed_s + s.cached_token_s * sum(r.computed_tokens for r in worker.running))
+        / worker.speed,
+        **_pools(sim, worker),
     )
+
+
+def _pools(sim: Simulator, worker: Worker) -> dict[str, Any]:
+    """Reading: swapped requests and those on their way count as those of a decode worker; rejected ones arrive too."""
+    decoders = [w for w in sim.workers if w.role == ROLE_DECODE]
+    names = View._fields[View._fields.index("next_role") :]
+    if sim.settings.layout != "disaggregated":
+        return dict.fromkeys(names, 0)
+    s, now_s = sim.settings, sim.now_s
+    waiting = [r for queue in sim.queues for r in queue.waiting]
+    hopeless = [r for r in waiting if r.deadline_s - s.prefill_time(r.prefill_tokens) - now_s < 0]
+    arrived = [r for r in sim.requests if r.status != FUTURE]
+    shares = [0.0 if s.kv_blocks is None else 1.0 - w.all_free / s.kv_blocks for w in decoders]
+    to_be = [w.next_role or w.role for w in sim.workers]
+    counts = {
+        "next_role": worker.next_role,
+        "prefill_workers": to_be.count(ROLE_PREFILL),
+        "pool_live_tokens": sum(r.prefill_tokens for queue in sim.queues for r in queue.all if r not in hopeless),
+        "pool_decodes": sum(len(w.present) + len(w.incoming) + len(w.swapped) for w in decoders),
+        "pool_kv_used": sum(shares) / max(1, len(shares)),
+        "num_lined_up": len(sim.network.line),
+    }
+    for name, tokens in (("prompt", _prompt_tokens), ("output", _output_tokens)):
+        counts[f"{name}_rate_per_s"] = sum(tokens(r) * math.exp(-(now_s - r.arrival_s) / 20) for r in arrived) / 20
+    return counts
+
+
+def _prompt_tokens(request: Request) -> float:
+    return request.prompt_tokens
+
+
+def _output_tokens(request: Request) -> float:
+    """As predicted, at most what is declared, or that where nothing is predicted."""
+    if math.isnan(request.predicted_tokens):
+        return request.declared_tokens
+    return min(request.declared_tokens, request.predicted_tokens)
 
 
 def _decode_slack(sim: Simulator, request: Request) -> float:

@@ -15,6 +15,7 @@ from llm_env.workload.closed_loop import is_closed
 from llm_env.workload.generate import capacity_requests_per_s, draw_traffic
 from llm_env.workload.traces import read_traffic
 from llm_env.workload.traffic import Traffic
+from llm_env.workload.vary import concrete
 
 _DRAWING = ("minutes", "rate", "load", "seed", "change")
 
@@ -95,11 +96,11 @@ def drawn(arguments: argparse.Namespace) -> Source:
             f"scenario {scenario.name}: workload.arrivals: users wait for answers (closed-loop), so when requests"
             " arrive depends on who serves them: run it with simulate instead"
         )
-    scenario = _lasting(scenario, arguments.minutes)
+    seed = arguments.seed or 0
+    scenario = _lasting(concrete(scenario, seed), arguments.minutes)
     rate_per_s = arguments.rate
     if arguments.load is not None:
         rate_per_s = arguments.load * capacity_requests_per_s(scenario)
-    seed = arguments.seed or 0
     traffic = draw_traffic(scenario, seed, rate_per_s)
     name = f"scenario {scenario.name}, seed {seed}"
     if traffic.size == 0:

@@ -25,6 +25,7 @@ from llm_env.workload.trace_report import ReadReport
 from llm_env.workload.trace_write import write_traffic
 from llm_env.workload.traces import read_requests, read_trace, read_traffic
 from llm_env.workload.traffic import Traffic
+from llm_env.workload.vary import concrete
 from llm_env.workload.windows import WHOLE, Windows, at_load, checked_part, checked_trace_settings, part_of, trace_load
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "capacity_tokens_per_s",
     "checked_part",
     "checked_trace_settings",
+    "concrete",
     "draw_arrivals",
     "draw_lengths",
     "draw_load",

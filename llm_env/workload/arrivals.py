@@ -33,13 +33,13 @@ from llm_env.workload.bursts import on_off
 from llm_env.workload.client_arrivals import draw_from_clients
 from llm_env.workload.clients import draw_clients
 from llm_env.workload.limits import MAX_EXPECTED, check_amount
-from llm_env.workload.modulated import cox_path, crowd_path, mmpp2_path, mmpp_path
+from llm_env.workload.modulated import cox_path, crowd_path, mmpp2_path, mmpp_path, mmpp_states
 from llm_env.workload.profiles import profile_path
 from llm_env.workload.rate_paths import RatePath, arrivals_along, product
 from llm_env.workload.seeds import Streams
 from llm_env.workload_settings import ClientSettings, WorkloadSettings
 
-__all__ = ["MAX_EXPECTED", "draw_arrivals", "draw_arrivals_of_clients", "draw_session_starts"]
+__all__ = ["MAX_EXPECTED", "draw_arrivals", "draw_arrivals_of_clients", "draw_session_starts", "states_at"]
 
 _Drawn = tuple[np.ndarray, np.ndarray | None]
 _UNMODULATED = PoissonArrivals | GammaArrivals | WeibullArrivals | MMPP2Arrivals
@@ -61,6 +61,24 @@ def draw_arrivals_of_clients(
     if sender.size and sender.min() < 0:
         sender = np.where(sender < 0, draw_clients(workload.clients, times.size, rngs.clients), sender)
     return times, sender
+
+
+def states_at(
+    settings: MMPPArrivals, times_s: np.ndarray, duration_s: float, modulation: np.random.Generator
+) -> np.ndarray:
+    """The state that the process was in at each arrival.
+
+    Args:
+        settings: of the process that the arrivals are of.
+        times_s: (n,) its arrivals in [0, duration_s).
+        duration_s: as it was for `draw_arrivals`.
+        modulation: a new generator like the one that `draw_arrivals` was given.
+
+    Returns:
+        int64[n].
+    """
+    lasts_s, states = mmpp_states(settings, duration_s, modulation.spawn(2)[1])
+    return states[np.searchsorted(np.cumsum(lasts_s), times_s, side="right")]
 
 
 def draw_session_starts(

@@ -18,10 +18,12 @@ from llm_env.service import curve_budget, mean_seconds, service_curve
 from llm_env.workload.arrivals import draw_arrivals_of_clients
 from llm_env.workload.clients import draw_clients
 from llm_env.workload.closed_loop import draw_script, is_closed, refuse_rate
+from llm_env.workload.kinds import draw_kind_lengths, draw_kinds
 from llm_env.workload.lengths import draw_request_lengths, largest_output
 from llm_env.workload.seeds import NOISE, Streams, history_streams, stream_bits, streams
 from llm_env.workload.sessions import draw_sessions, link_turns, mean_work
 from llm_env.workload.traffic import Traffic
+from llm_env.workload.vary import concrete
 
 MAX_BUDGET = 1 << 20  # tokens: no batch is thought to be larger
 
@@ -170,7 +172,7 @@ def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None
     `llm_env.workload.sessions`; their turns have one class and one client.
 
     Args:
-        scenario: lengths, arrivals, classes and duration.
+        scenario: lengths, arrivals, classes and duration; where it varies, those of the seed.
         seed: of all streams.
         rate_per_s: mean arrivals per second in place of the scenario's.
 
@@ -184,6 +186,7 @@ def draw_workload(scenario: Scenario, seed: int, rate_per_s: float | None = None
             a rate.
     """
     rngs = streams(seed)
+    scenario = concrete(scenario, seed)
     workload = scenario.workload
     thoughts_s = None
     if is_closed(scenario) and rate_per_s is None:
@@ -208,7 +211,7 @@ def draw_traffic(scenario: Scenario, seed: int, rate_per_s: float | None = None)
     Raises:
         UserError: as `draw_workload`, and for a closed loop, whose arrivals follow from a run.
     """
-    return _draw(scenario, seed, rate_per_s, streams(seed))[0]
+    return _draw(concrete(scenario, seed), seed, rate_per_s, streams(seed))[0]
 
 
 def _draw(scenario: Scenario, seed: int, rate_per_s: float | None, rngs: Streams) -> tuple[Traffic, np.ndarray | None]:
@@ -224,7 +227,11 @@ def _draw(scenario: Scenario, seed: int, rate_per_s: float | None, rngs: Streams
             client = draw_clients(workload.clients, turns.session.size, rngs.clients)[turns.leader]
         return Traffic(turns.arrival_s, turns.prompt_tokens, turns.output_tokens, client, turns.session), turns.leader
     arrivals, client = draw_arrivals_of_clients(workload, rate, duration_s, rngs)
-    prompt, output = draw_request_lengths(workload, arrivals.size, rngs, client)
+    if workload.kinds is not None:
+        kind = draw_kinds(workload, arrivals, duration_s, seed)
+        prompt, output = draw_kind_lengths(workload.kinds, kind, rngs)
+    else:
+        prompt, output = draw_request_lengths(workload, arrivals.size, rngs, client)
     return Traffic(arrivals, prompt, output, client), None
 
 

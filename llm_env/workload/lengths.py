@@ -100,7 +100,7 @@ def largest_output(workload: WorkloadSettings) -> int:
     """The longest output that the settings allow, in tokens."""
     if workload.pairs is not None:
         return int(_pair_columns(cast(Any, workload.pairs))[1].max())
-    return largest_length(workload.output)
+    return max(largest_length(kind.output) for kind in workload.kinds or (workload,))
 
 
 def mean_tokens(workload: WorkloadSettings) -> float:

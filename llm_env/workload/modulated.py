@@ -42,9 +42,23 @@ def mmpp2_path(settings: MMPP2Arrivals, rate_per_s: float, duration_s: float, rn
 
 # ---- n states --------------------------------------------------------------------------------------------------------
 def mmpp_path(settings: MMPPArrivals, rate_per_s: float, duration_s: float, rng: np.random.Generator) -> RatePath:
-    """States that follow each other as a Markov chain, each with an exponential length.
+    """A rate for each of the states of `mmpp_states`.
+
+    Raises:
+        UserError: more than 20,000,000 changes of state are expected, or drawn.
+    """
+    lasts_s, states = mmpp_states(settings, duration_s, rng)
+    rates = np.array(settings.rates) / (state_shares(settings) @ settings.rates) * rate_per_s
+    return RatePath(lasts_s, rates[states])
+
+
+def mmpp_states(settings: MMPPArrivals, duration_s: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """States that follow each other as a Markov chain, each with an exponential length, whatever the rates.
 
     The first state has the stationary law over time, and what is left of it is exponential again.
+
+    Returns:
+        How long each lasts, float64, and which it is, int64; together they reach beyond duration_s.
 
     Raises:
         UserError: more than 20,000,000 changes of state are expected, or drawn.
@@ -54,7 +68,6 @@ def mmpp_path(settings: MMPPArrivals, rate_per_s: float, duration_s: float, rng:
     following = following_of(settings)
     dwell_s = np.array(settings.dwell_s)
     shares = state_shares(settings)
-    rates = np.array(settings.rates) / (shares @ settings.rates) * rate_per_s
     visits_per_s = float((shares / dwell_s).sum())
     check_amount("changes of state", duration_s * visits_per_s, _SLOWER)
 
@@ -71,7 +84,7 @@ def mmpp_path(settings: MMPPArrivals, rate_per_s: float, duration_s: float, rng:
         covered_s += float(lasts_s[-1].sum())
         state, drawn = int(states[-1]), drawn + chunk
         check_amount("changes of state", drawn / 2.0, _SLOWER)  # twice as many are bad luck
-    return RatePath(np.concatenate(lasts_s), rates[np.concatenate(visited)])
+    return np.concatenate(lasts_s), np.concatenate(visited)
 
 
 def following_of(settings: MMPPArrivals) -> np.ndarray:

@@ -17,6 +17,9 @@ POPULATION, MODULATION = range(12, 14)
 TRACE = 14  # of what is changed in a trace that is read
 SCENARIO = 15  # which of several an episode is of
 FIT = 16  # where searches begin, by what is fitted
+VARY = 17  # settings that an episode draws, by their names
+KIND = 18  # which kind each request is of
+LOOKAHEAD = 20  # futures that a planner imagines, by decision
 
 
 class Streams(NamedTuple):
@@ -65,13 +68,22 @@ def draw_scenario(seed: int, count: int) -> int:
     return int(np.random.Generator(stream_bits(seed, SCENARIO)).integers(count)) if count > 1 else 0
 
 
+def draw_uniform(seed: int, *key: int) -> float:
+    """One number in [0, 1) from a stream that has no other."""
+    return float(_sequence(seed, key).generate_state(1, np.uint64)[0] >> np.uint64(11)) * 2.0**-53
+
+
 def stream_bits(seed: int, *key: int) -> np.random.PCG64:
     """The bits of one stream.
 
     Raises:
         UserError: the seed is not an integer of at least 0.
     """
+    # PCG64 by name, because numpy may change what default_rng means
+    return np.random.PCG64(_sequence(seed, key))
+
+
+def _sequence(seed: int, key: tuple[int, ...]) -> np.random.SeedSequence:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UserError(f"seed: expected an integer of at least 0, got {seed!r}")
-    # PCG64 by name, because numpy may change what default_rng means
-    return np.random.PCG64(np.random.SeedSequence(int(seed), spawn_key=key))
+    return np.random.SeedSequence(int(seed), spawn_key=key)

@@ -16,6 +16,7 @@ from llm_env.config import Length, WorkloadSettings
 from llm_env.dtypes import NOBODY
 from llm_env.errors import UserError
 from llm_env.workload.arrivals import MAX_EXPECTED, draw_session_starts
+from llm_env.workload.kinds import kind_shares
 from llm_env.workload.lengths import (
     draw_request_lengths,
     length_probabilities,
@@ -197,6 +198,9 @@ def mean_session_turns(workload: WorkloadSettings) -> float:
 
 def _long_run(workload: WorkloadSettings) -> tuple[float, float]:
     settings = workload.sessions
+    if workload.kinds is not None:
+        means = [mean_length(kind.prompt) + mean_length(kind.output) for kind in workload.kinds]
+        return 1.0, float(kind_shares(workload) @ means) - 1.0
     if settings is None:
         return 1.0, mean_tokens(workload) - 1.0
     first_prompt = settings.first_prompt or workload.prompt

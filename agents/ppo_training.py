@@ -1,0 +1,90 @@
+"""`python train.py --algo ppo`: the learner of Stable-Baselines3 with what watches it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agents.arguments import Arguments
+from agents.callbacks import Advance, EpisodeMetrics, ProgressLine, Validation
+from agents.curriculum import Course
+from agents.export import agent_from_policy
+from agents.learning_run import LearningRun
+from agents.network import NumpyAgent
+from agents.paired import PairedVecEnv, moore_hodgson_action
+from agents.ppo import ACTIVATION, PPOSettings, make_ppo
+from agents.run_state import Checkpoints
+from agents.vec_env import ServingVecEnv
+from llm_env.command import Terminated
+from llm_env.config import Scenario
+from llm_env.systems import NUM_TRAINING_SEEDS
+
+
+def learn_by_ppo(run: LearningRun) -> NumpyAgent:
+    """Learns to the end. Returns the last agent; the best is with the keeper."""
+    task, arguments, keeper = run.task, run.arguments, run.keeper
+    masked, form = arguments.algo == "maskable-ppo", arguments.form
+    course = Course(arguments.curriculum)
+    env = _environment(run, course)
+    model = make_ppo(env, _fitting(arguments), arguments.seed, masked, run.start, arguments.init == "none")
+    env.seed(first_episode_seed(arguments.seed, arguments.num_envs))
+    model.set_logger(run.logger)
+
+    def export() -> NumpyAgent:
+        about = run.about() | {"timesteps": int(model.num_timesteps)}
+        return agent_from_policy(model.policy, form, ACTIVATION, masked, about)
+
+    validation = Validation(export, keeper, arguments.validation_every, run.start is not None, arguments.patience)
+    progress = ProgressLine(keeper, arguments.timesteps)
+    writer = run.writer()
+    checkpoints = Checkpoints(writer, {"environment": env, "validation": keeper})
+    if run.checkpoint is not None:
+        checkpoints.restore(model, run.checkpoint)
+    callbacks: list[Any] = [
+        Advance(course, arguments.timesteps),
+        EpisodeMetrics(form),
+        validation,
+        progress,
+        checkpoints,
+    ]
+    try:
+        to_go = arguments.timesteps - model.num_timesteps
+        model.learn(to_go, callback=callbacks, reset_num_timesteps=run.checkpoint is None)
+    except (KeyboardInterrupt, Terminated):
+        progress.stop()
+        run.keep_stopped(export(), model.num_timesteps)
+        raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        writer.give_up(f"{error.filename or task.out}: {error.strerror or error}")
+    return export()
+
+
+def _environment(run: LearningRun, course: Course) -> ServingVecEnv:
+    task, arguments, form = run.task, run.arguments, run.arguments.form
+    stagger_steps = _stagger_steps(task.scenarios)
+    if not arguments.paired:
+        return ServingVecEnv(task.scenarios, arguments.num_envs, form, task.workloads(course), stagger_steps)
+    reference = moore_hodgson_action(form) if run.start is None else run.start
+    return PairedVecEnv(task.scenarios, arguments.num_envs, form, task.workloads(course), stagger_steps, reference)
+
+
+def first_episode_seed(seed: int, num_envs: int) -> int:
+    """Where the episodes of a run begin: different seeds give different ones, all below NUM_TRAINING_SEEDS."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] % (NUM_TRAINING_SEEDS - num_envs))
+
+
+def _stagger_steps(scenarios: Sequence[Scenario]) -> int:
+    """About the number of decisions while requests arrive: episodes begin spread over that."""
+    decisions = max(s.episode.arrivals_s / (s.slo.tightest_tbt_ms / 1000.0) for s in scenarios)
+    return max(1, min(int(decisions), 5000))
+
+
+def _fitting(arguments: Arguments) -> PPOSettings:
+    """Shorter rollouts where one would be longer than the whole training."""
+    steps = -(-arguments.timesteps // arguments.num_envs)
+    return dataclasses.replace(arguments.ppo, num_steps=min(arguments.ppo.num_steps, steps))
