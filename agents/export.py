@@ -144,17 +144,43 @@ def load_agent(folder: str | Path) -> NumpyAgent:
     folder = Path(folder)
     manifest = _read_manifest(folder / MANIFEST)
     place = folder / WEIGHTS
+    action, values, scorer = manifest["action"], manifest["value_layers"], manifest.get("scorer_layers")
+    names = {*manifest["policy_layers"], *(values or []), *(scorer or [])}
+    expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    expected |= {"log_std"} if action in FLOAT_NAMES else set()
+    tensors = read_weights(place, manifest["sha256"], expected)
+    if action in FLOAT_NAMES and tensors["log_std"].shape != (OUTPUTS[action],):
+        raise UserError(f"{place}: log_std: expected shape ({OUTPUTS[action]},), got {tensors['log_std'].shape}")
+    policy = checked_layers(
+        place, tensors, manifest["policy_layers"], OUTPUTS[action] - (0 if scorer is None else MOST_RANKED)
+    )
+    scorer_width = NUM_REQUEST_FEATURES + policy[-1][0].shape[1]
+    return NumpyAgent(
+        action=action,
+        activation=manifest["activation"],
+        policy=policy,
+        scorer=None if scorer is None else checked_layers(place, tensors, scorer, 1, scorer_width),
+        log_std=tensors.get("log_std"),
+        values=None if values is None else checked_layers(place, tensors, values, 1),
+        masked=manifest["masked"],
+        about=manifest["about"],
+    )
+
+
+def read_weights(place: Path, sha256: str, expected: set[str]) -> dict[str, np.ndarray]:
+    """The tensors of a file of weights by name: just the expected ones, float32, finite.
+
+    Raises:
+        InputOutputError: it cannot be read.
+        UserError: it is not the file that its manifest speaks of, or damaged; names what.
+    """
     data = read_file(place)
-    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(f"{place}: sha256 differs from that in {MANIFEST}: the file is damaged or was changed")
     try:
         tensors = read_tensors(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a safetensors file: {error}") from None
-    action, values, scorer = manifest["action"], manifest["value_layers"], manifest.get("scorer_layers")
-    names = {*manifest["policy_layers"], *(values or []), *(scorer or [])}
-    expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
-    expected |= {"log_std"} if action in FLOAT_NAMES else set()
     if set(tensors) != expected:
         odd = ", ".join(sorted(set(tensors) ^ expected))
         raise UserError(f"{place}: its tensors are not those that {MANIFEST} names: {odd}")
@@ -163,25 +189,10 @@ def load_agent(folder: str | Path) -> NumpyAgent:
             raise UserError(f"{place}: {name}: expected float32, got {tensor.dtype}")
         if not np.isfinite(tensor).all():
             raise UserError(f"{place}: {name}: holds NaN or infinite numbers")
-    if action in FLOAT_NAMES and tensors["log_std"].shape != (OUTPUTS[action],):
-        raise UserError(f"{place}: log_std: expected shape ({OUTPUTS[action]},), got {tensors['log_std'].shape}")
-    policy = _layers(
-        place, tensors, manifest["policy_layers"], OUTPUTS[action] - (0 if scorer is None else MOST_RANKED)
-    )
-    trunk_width = policy[-1][0].shape[1]
-    return NumpyAgent(
-        action=action,
-        activation=manifest["activation"],
-        policy=policy,
-        scorer=None if scorer is None else _layers(place, tensors, scorer, 1, NUM_REQUEST_FEATURES + trunk_width),
-        log_std=tensors.get("log_std"),
-        values=None if values is None else _layers(place, tensors, values, 1),
-        masked=manifest["masked"],
-        about=manifest["about"],
-    )
+    return tensors
 
 
-def _layers(
+def checked_layers(
     place: Path, tensors: Mapping[str, np.ndarray], names: list[str], outputs: int, width: int = NUM_FEATURES
 ) -> tuple[Layer, ...]:
     """Checks that the layers fit together, from `width` to `outputs`."""

@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensors_to_bytes
 
-from agents.export import FORMAT, MANIFEST, MAX_LAYERS, MAX_WIDTH, WEIGHTS, read_file, read_json, write_folder
-from agents.network import ACTIVATIONS, Layer
+from agents.export import (
+    FORMAT,
+    MANIFEST,
+    MAX_LAYERS,
+    WEIGHTS,
+    checked_layers,
+    read_json,
+    read_weights,
+    write_folder,
+)
+from agents.network import ACTIVATIONS
 from agents.routing_network import FEATURES, INPUTS, NumpyRouter
 from llm_env.config import RoutingSettings
 from llm_env.errors import InputOutputError, UserError
@@ -93,9 +100,12 @@ def load_router(folder: str | Path) -> NumpyRouter:
         base_parameters(manifest["base"])
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
+    names, place = [f"layer.{k}" for k in range(manifest["layers"])], folder / WEIGHTS
+    expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    tensors = read_weights(place, manifest["sha256"], expected)
     return NumpyRouter(
         activation=manifest["activation"],
-        layers=_layers(folder / WEIGHTS, manifest),
+        layers=checked_layers(place, tensors, names, 1, INPUTS),
         rule_weight=float(manifest["rule_weight"]),
         choice_weight=float(manifest["choice_weight"]),
         routing=manifest["routing"],
@@ -106,35 +116,3 @@ def load_router(folder: str | Path) -> NumpyRouter:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _layers(place: Path, manifest: dict[str, Any]) -> tuple[Layer, ...]:
-    """The layers, which must fit together from INPUTS to 1."""
-    data = read_file(place)
-    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise UserError(f"{place}: sha256 differs from that in {MANIFEST}: the file is damaged or was changed")
-    try:
-        tensors = read_tensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{place}: not a safetensors file: {error}") from None
-    names = [f"layer.{k}.{part}" for k in range(manifest["layers"]) for part in ("weight", "bias")]
-    if set(tensors) != set(names):
-        odd = ", ".join(sorted(set(tensors) ^ set(names)))
-        raise UserError(f"{place}: its tensors are not those that {MANIFEST} names: {odd}")
-    layers, width = [], INPUTS
-    for k in range(manifest["layers"]):
-        weight, bias = tensors[f"layer.{k}.weight"], tensors[f"layer.{k}.bias"]
-        if weight.ndim != 2 or weight.shape[1] != width or not 1 <= weight.shape[0] <= MAX_WIDTH:
-            raise UserError(f"{place}: layer.{k}.weight: expected shape (n, {width}), got {weight.shape}")
-        if bias.shape != weight.shape[:1]:
-            raise UserError(f"{place}: layer.{k}.bias: expected shape ({weight.shape[0]},), got {bias.shape}")
-        for name, tensor in ((f"layer.{k}.weight", weight), (f"layer.{k}.bias", bias)):
-            if tensor.dtype != np.float32:
-                raise UserError(f"{place}: {name}: expected float32, got {tensor.dtype}")
-            if not np.isfinite(tensor).all():
-                raise UserError(f"{place}: {name}: holds NaN or infinite numbers")
-        layers.append((weight, bias))
-        width = weight.shape[0]
-    if width != 1:
-        raise UserError(f"{place}: the last layer has {width} outputs, expected 1")
-    return tuple(layers)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from agents.routing_network import CHOICE, NumpyRouter, split_observations
+from agents.run import run_systems
 from llm_env.config import Scenario, with_changes
 from llm_env.routing_systems import Base, RoutingSystems
 from llm_env.systems import Workload
@@ -61,17 +62,9 @@ def run_routes(
         The systems, ended; `systems.state(e)` is that of seeds[e].
     """
     systems = RoutingSystems([scenario], len(seeds), base, None if workload is None else [workload], record)
-    for e, seed in enumerate(seeds):
-        systems.reset(e, seed)
     if rng is None and not deterministic:
         rng = np.random.default_rng(0)
-    active = systems.active()
-    observations = systems.observe(active)
-    while active.any():
-        systems.set_actions(router.act(observations, deterministic, rng))
-        observations = systems.step(active).observations
-        active = systems.active()
-    return systems
+    return run_systems(systems, seeds, lambda observations: router.act(observations, deterministic, rng))
 
 
 def run_router(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from agents.network import NumpyAgent
 from llm_env.config import Scenario
 from llm_env.systems import Systems, Workload
+
+AnySystems = TypeVar("AnySystems", bound=Systems)
 
 
 def run_agent(
@@ -39,15 +42,28 @@ def run_agent(
         The systems, ended; `systems.state(e)` is that of seeds[e].
     """
     systems = Systems([scenario], len(seeds), agent.action, None if workload is None else [workload], record)
-    for e, seed in enumerate(seeds):
-        systems.reset(e, seed)
     if rng is None and not deterministic:
         rng = np.random.default_rng(0)
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        return agent.act(observations, deterministic, rng, systems.masks() if agent.masked else None)
+
+    return run_systems(systems, seeds, act)
+
+
+def run_systems(systems: AnySystems, seeds: Sequence[int], act: Callable[[np.ndarray], np.ndarray]) -> AnySystems:
+    """Runs the episode of each seed to its end, system e that of seeds[e], and returns the systems.
+
+    Args:
+        act: observations (num_envs, number of features) -> actions of all systems; of those that have ended, zeros ->
+            whatever is valid.
+    """
+    for e, seed in enumerate(seeds):
+        systems.reset(e, seed)
     active = systems.active()
     observations = systems.observe(active)
     while active.any():
-        masks = systems.masks() if agent.masked else None
-        systems.set_actions(agent.act(observations, deterministic, rng, masks))
+        systems.set_actions(act(observations))
         observations = systems.step(active).observations
         active = systems.active()
     return systems

@@ -22,7 +22,7 @@ import baselines
 from baselines.lookahead import Lookahead, run_lookahead
 from llm_env.command import exit_code
 from llm_env.errors import UserError
-from llm_env.metrics import mean_ci, summarise
+from llm_env.metrics import mean_ci, weighted_attainment
 from llm_env.provenance import provenance
 from llm_env.rollout import rollout
 from llm_env.scenarios import load_scenario
@@ -90,14 +90,14 @@ def _cell(arguments: Arguments, decide: Any, load: float, seed: int) -> dict[str
     scenario = load_scenario(arguments.scenario, [f"workload.load={load}"])
     requests = draw_workload(scenario, seed)
     base = rollout(scenario, decide, requests, seed, record=True)
-    cell: dict[str, Any] = {"load": load, "seed": seed, "base": summarise(base, scenario).weighted_attainment}
+    cell: dict[str, Any] = {"load": load, "seed": seed, "base": weighted_attainment(base, scenario)}
     for form in arguments.forms:
         settings = Lookahead.bound() if form == "clairvoyant" else Lookahead()
         run_lookahead(scenario, decide, requests[:20], seed, settings)  # so that compiling is not counted
         began_s = time.process_time()
         state, effort = run_lookahead(scenario, decide, requests, seed, settings, record=True)
         cpu_s = time.process_time() - began_s
-        cell[form] = summarise(state, scenario).weighted_attainment
+        cell[form] = weighted_attainment(state, scenario)
         cell[f"{form}_plans"] = effort.plans
         cell[f"{form}_cpu_ms_per_plan"] = round(1e3 * cpu_s / max(1, effort.plans), 2)
         cell[f"{form}_simulated_per_plan"] = round(effort.simulated / max(1, effort.plans))

@@ -6,11 +6,12 @@ Seconds are float64 and tokens int64 everywhere.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from llm_env.settings import MAX_POINTS
+from llm_env.system_settings import Router
 
 INF = float("inf")
 NEVER = -1.0  # a time that has not come
@@ -102,19 +103,7 @@ LAYOUTS = ("replicas", "disaggregated", "parallel-prefill")
 ROUTE_SHARED, ROUTE_ROUND_ROBIN, ROUTE_LEAST_TOKENS, ROUTE_SHORTEST_QUEUE, ROUTE_STICKY = range(5)  # SYSTEM.router
 ROUTE_RANDOM, ROUTE_WEIGHTED, ROUTE_EXPECTED_WORK, ROUTE_POWER_OF_TWO = range(5, 9)
 ROUTE_SCORE, ROUTE_AGENT = range(9, 11)  # these look at the clock: arrivals are events even if all workers are busy
-ROUTERS = (
-    "shared",
-    "round-robin",
-    "least-tokens",
-    "shortest-queue",
-    "session-sticky",
-    "random",
-    "weighted-round-robin",
-    "shortest-expected-work",
-    "power-of-two",
-    "score",
-    "agent",
-)
+ROUTERS: tuple[str, ...] = get_args(Router)  # in this order
 ROLE_BOTH, ROLE_PREFILL, ROLE_DECODE = range(3)  # WORKER.role
 
 NO_NOISE, EXPONENTIAL, GAMMA, LOGNORMAL = range(4)  # SYSTEM.setup_noise and per_token_noise

@@ -16,7 +16,7 @@ from llm_env.ranking import REQUEST_FEATURES, observed
 from llm_env.records import MOST_RANKED, QUEUE_ORDERS
 from llm_env.render import History, render_ansi, render_rgb
 from llm_env.reward import REWARD_TERMS
-from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
+from llm_env.spaces import Given, action_space, observation_space, resolve_episodes
 from llm_env.systems import NUM_TRAINING_SEEDS, Systems
 from llm_env.workload import WHOLE
 
@@ -147,7 +147,46 @@ def _page() -> str:
     )
 
 
-class ServingEnv(gym.Env):
+ONE = np.ones(1, np.bool_)  # the mask of the only system
+
+
+class SystemEnv(gym.Env):
+    """One row of `Systems` as an environment: what environments have in common, whatever is decided in them."""
+
+    _systems: Systems
+    _feature_names: tuple[str, ...]
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """Those that episodes are drawn from."""
+        return self._systems.scenarios
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of the present episode, one of `scenarios`."""
+        return self._systems.scenario(0)
+
+    @property
+    def discount_horizon_s(self) -> float:
+        """H of the present episode's scenario."""
+        return self.scenario.reward.discount_horizon_s
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Name of each entry of the observation."""
+        return self._feature_names
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode: with a seed, that seed's workload; without, the next one that the generator draws."""
+        super().reset(seed=seed)
+        episode_seed = int(self.np_random.integers(NUM_TRAINING_SEEDS)) if seed is None else seed
+        self._systems.reset(0, episode_seed)
+        return self._systems.observe(ONE)[0], {"episode_seed": episode_seed}
+
+
+class ServingEnv(SystemEnv):
     __doc__ = _page()
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
@@ -168,31 +207,13 @@ class ServingEnv(gym.Env):
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode: expected one of {self.metadata['render_modes']}, got {render_mode!r}")
-        self.scenarios = resolve_scenarios(scenario, changes)
+        scenarios, workloads = resolve_episodes(scenario, changes, load_range, trace, time_scale, trace_part)
         self.observation_space = observation_space(action)
         self._feature_names = tuple(name for name, *_ in observed(action))
         self.action_space = action_space(action)
         self.render_mode = render_mode
-        traffic = traffic_of(trace, time_scale, trace_part)
-        workloads = [workload_of(each, load_range, traffic) for each in self.scenarios]
-        self._systems = Systems(self.scenarios, 1, action, workloads)
-        self._all = np.ones(1, np.bool_)
+        self._systems = Systems(scenarios, 1, action, workloads)
         self._history: History | None = None
-
-    @property
-    def scenario(self) -> Scenario:
-        """The scenario of the present episode, one of `scenarios`."""
-        return self._systems.scenario(0)
-
-    @property
-    def discount_horizon_s(self) -> float:
-        """H of the present episode's scenario."""
-        return self.scenario.reward.discount_horizon_s
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Name of each entry of the observation."""
-        return self._feature_names
 
     def action_masks(self) -> np.ndarray:
         """The actions that make a difference now, bool: one row of `llm_env.systems.Systems.masks`."""
@@ -202,11 +223,9 @@ class ServingEnv(gym.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: with a seed, that seed's workload; without, the next one that the generator draws."""
-        super().reset(seed=seed)
-        episode_seed = int(self.np_random.integers(NUM_TRAINING_SEEDS)) if seed is None else seed
-        self._systems.reset(0, episode_seed)
+        begun = super().reset(seed=seed, options=options)
         self._history = History() if self.render_mode is not None else None
-        return self._systems.observe(self._all)[0], {"episode_seed": episode_seed}
+        return begun
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One decision: forms a batch (or none) on the worker that asks, and moves to the next decision."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import baselines
-from agents.validation import SCORE, ValidationSet
-from llm_env.metrics import summarise
+from agents.validation import ValidationSet
+from llm_env.metrics import weighted_attainment
 from llm_env.rollout import rollout
 from llm_env.study import baseline_contender
 from llm_env.tuned import tuned_policies
@@ -48,5 +48,5 @@ def _attainment(spec: str, against: ValidationSet) -> list[float]:
         for seed in against.seeds:
             requests = draw_workload(scenario, seed) if workload is None else workload(seed)
             episode = concrete(scenario, seed)
-            values.append(getattr(summarise(rollout(episode, decide, requests, seed, record=True), episode), SCORE))
+            values.append(weighted_attainment(rollout(episode, decide, requests, seed), episode))
     return values

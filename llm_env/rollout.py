@@ -133,10 +133,16 @@ def _act(state, kind, integers, floats, weights, results, counts):
     step(state, to_decision(state, kind, integers, floats))
     results[0] = reward_terms(system, weights, results[2:])
     results[1] = system.now_s - before_s
-    counts[0] = system.phase
     counts[1] = worker.batch_tokens
     counts[2] = worker.batch_prefill
-    counts[3] = system.num_waiting
+    count(state, counts)
+
+
+@njit
+def count(state, counts):
+    """Writes the phase, and how many requests wait and run, into a system's row of `Exchange.counts`."""
+    counts[0] = state.system[0].phase
+    counts[3] = state.system[0].num_waiting
     counts[4] = 0
     for w in range(state.workers.shape[0]):
         counts[4] += state.workers[w].num_running

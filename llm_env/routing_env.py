@@ -8,12 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from llm_env.adaptive import PARAMETERS
-from llm_env.config import Scenario
+from llm_env.env import ONE, SystemEnv
 from llm_env.routing_features import (
     GLOBAL_FEATURE_NAMES,
     GLOBAL_FEATURES,
@@ -24,7 +23,7 @@ from llm_env.routing_features import (
 )
 from llm_env.routing_reward import ROUTING_TERMS
 from llm_env.routing_systems import Base, RoutingSystems
-from llm_env.spaces import Given, resolve_scenarios, traffic_of, workload_of
+from llm_env.spaces import Given, resolve_episodes
 from llm_env.systems import NUM_TRAINING_SEEDS
 from llm_env.workload import WHOLE
 
@@ -130,7 +129,7 @@ def routing_feature_names(num_workers: int) -> tuple[str, ...]:
     return (*of_workers, *GLOBAL_FEATURE_NAMES)
 
 
-class RoutingEnv(gym.Env):
+class RoutingEnv(SystemEnv):
     __doc__ = _page()
 
     metadata: dict[str, Any] = {"render_modes": [], "render_fps": 10}  # noqa: RUF012 - Gymnasium declares it so
@@ -148,44 +147,17 @@ class RoutingEnv(gym.Env):
     ) -> None:
         if render_mode is not None:
             raise ValueError(f"render_mode: this environment does not render, got {render_mode!r}")
-        scenarios = resolve_scenarios(scenario, changes)
-        traffic = traffic_of(trace, time_scale, trace_part)
-        workloads = [workload_of(each, load_range, traffic) for each in scenarios]
-        self._systems = RoutingSystems(scenarios, 1, base, workloads)
-        self.scenarios = self._systems.scenarios
-        self.observation_space = routing_space(self._systems.num_workers)
-        self.action_space = spaces.Discrete(self._systems.num_workers)
+        scenarios, workloads = resolve_episodes(scenario, changes, load_range, trace, time_scale, trace_part)
+        systems = self._systems = RoutingSystems(scenarios, 1, base, workloads)
+        self.observation_space = routing_space(systems.num_workers)
+        self.action_space = spaces.Discrete(systems.num_workers)
+        self._feature_names = routing_feature_names(systems.num_workers)
         self.render_mode = None
-        self._all = np.ones(1, np.bool_)
-
-    @property
-    def scenario(self) -> Scenario:
-        """The scenario of the present episode, one of `scenarios`."""
-        return self._systems.scenario(0)
-
-    @property
-    def discount_horizon_s(self) -> float:
-        """H of the present episode's scenario."""
-        return self.scenario.reward.discount_horizon_s
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Name of each entry of the observation."""
-        return routing_feature_names(self._systems.num_workers)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode: with a seed, that seed's workload; without, the next one that the generator draws."""
-        super().reset(seed=seed)
-        episode_seed = int(self.np_random.integers(NUM_TRAINING_SEEDS)) if seed is None else seed
-        self._systems.reset(0, episode_seed)
-        return self._systems.observe(self._all)[0], {"episode_seed": episode_seed}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Gives the request to a worker and moves to the next arrival."""
         self._systems.set_actions(np.asarray(action)[None])
-        step = self._systems.step(self._all)
+        step = self._systems.step(ONE)
         info: dict[str, Any] = {name: values[0].item() for name, values in step.infos.items()}
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         if terminated or truncated:

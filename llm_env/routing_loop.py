@@ -18,7 +18,7 @@ from llm_env.core import advance, route, step
 from llm_env.dtypes import ACTIVE, NEEDS_ROOM, ROUTING
 from llm_env.jit import njit
 from llm_env.records import row
-from llm_env.rollout import BEGIN, counts_at, floats_at, integers_at, results_at, todo_at, weights_at
+from llm_env.rollout import BEGIN, count, counts_at, floats_at, integers_at, results_at, todo_at, weights_at
 from llm_env.routing_features import observe_arrival
 from llm_env.routing_reward import routing_terms
 from llm_env.view import make_view
@@ -63,13 +63,9 @@ def _pay(state, weights, results, counts):
     results[0] = routing_terms(state, weights, results[2:])
     results[1] = system.now_s - system.routed_s
     system.routed_s = system.now_s
-    counts[0] = system.phase
     counts[1] = system.epoch
     counts[2] = system.num_rejected
-    counts[3] = system.num_waiting
-    counts[4] = 0
-    for w in range(state.workers.shape[0]):
-        counts[4] += state.workers[w].num_running
+    count(state, counts)
 
 
 @cache

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from llm_env.routing_env import routing_feature_names, routing_space
 from llm_env.routing_systems import Base, RoutingSystems
-from llm_env.spaces import Given, resolve_scenarios, traffic_of, workload_of
+from llm_env.spaces import Given, resolve_episodes
 from llm_env.vector import ServingVectorEnv, check_vector
 from llm_env.workload import WHOLE
 
@@ -35,15 +35,8 @@ class RoutingVectorEnv(ServingVectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         check_vector(num_envs, render_mode)
-        scenarios = resolve_scenarios(scenario, changes)
-        traffic = traffic_of(trace, time_scale, trace_part)
-        workloads = [workload_of(each, load_range, traffic) for each in scenarios]
+        scenarios, workloads = resolve_episodes(scenario, changes, load_range, trace, time_scale, trace_part)
         systems = RoutingSystems(scenarios, num_envs, base, workloads)
-        self._workers = systems.num_workers
-        names = routing_feature_names(self._workers)
-        self._make(systems, routing_space(self._workers), spaces.Discrete(self._workers), names, autoreset_mode)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Name of each entry of an observation."""
-        return routing_feature_names(self._workers)
+        workers = systems.num_workers
+        names = routing_feature_names(workers)
+        self._make(systems, routing_space(workers), spaces.Discrete(workers), names, autoreset_mode)

@@ -96,6 +96,20 @@ def traffic_of(
     return traffic.take(part_of(traffic.arrival_s, trace_part))
 
 
+def resolve_episodes(
+    scenario: Given,
+    changes: dict[str, Any] | None,
+    load_range: tuple[float, float] | None,
+    trace: str | Path | None,
+    time_scale: float,
+    trace_part: Sequence[float],
+) -> tuple[tuple[Scenario, ...], list[Workload]]:
+    """The scenarios that an environment is given by its arguments, and where the episodes of each come from."""
+    scenarios = resolve_scenarios(scenario, changes)
+    traffic = traffic_of(trace, time_scale, trace_part)
+    return scenarios, [workload_of(each, load_range, traffic) for each in scenarios]
+
+
 def workload_of(scenario: Scenario, load_range: tuple[float, float] | None, traffic: Traffic | None) -> Workload:
     """Where episodes of a scenario come from: the scenario itself, or windows of a trace.
 

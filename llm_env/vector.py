@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from llm_env.config import Scenario
 from llm_env.ranking import observed
-from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios, traffic_of, workload_of
+from llm_env.spaces import Given, action_space, observation_space, resolve_episodes
 from llm_env.systems import OUTCOME_KEYS, Systems
 from llm_env.workload import WHOLE
 
@@ -58,9 +58,7 @@ class ServingVectorEnv(VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        scenarios = resolve_scenarios(scenario, changes)
-        traffic = traffic_of(trace, time_scale, trace_part)
-        workloads = [workload_of(each, load_range, traffic) for each in scenarios]
+        scenarios, workloads = resolve_episodes(scenario, changes, load_range, trace, time_scale, trace_part)
         check_vector(num_envs, render_mode)
         systems = Systems(scenarios, num_envs, action, workloads)
         names = tuple(name for name, *_ in observed(action))

@@ -135,6 +135,10 @@ ALLOWED = {
     ("llm_env.records", "llm_env.reference"): "which get a State by address",
     ("llm_env.reference", "llm_env.jit"): "in plain Python there are no addresses",
     ("llm_env.dtypes", "llm_env.settings"): "a table in a record has room for as many points as the settings allow",
+    (
+        "llm_env.dtypes",
+        "llm_env.system_settings",
+    ): "a routing rule's number is its place in the settings",
     ("llm_env.records", "llm_env.dtypes"): "a State is made of these records",
     ("llm_env.config", "llm_env.settings"): "what all settings are made of",
     ("llm_env.config", "llm_env.system_settings"): "a scenario has a system",
@@ -189,6 +193,7 @@ ALLOWED = {
     ("llm_env.routing_systems", "llm_env.routing_loop"): "moved by route_all,",
     ("llm_env.routing_systems", "llm_env.rollout"): "who hand over actions and results",
     ("llm_env.routing_env", "llm_env.spaces"): "arguments that all environments have",
+    ("llm_env.routing_env", "llm_env.env"): "one system, whatever is decided in it",
     ("llm_env.routing_vector", "llm_env.vector"): "N environments, whatever is decided in them",
     ("llm_env.routing_vector", "llm_env.spaces"): "arguments",
     ("llm_env.routing_vector", "llm_env.routing_env"): "the spaces of one",
