@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from agents.export import MANIFEST, POLICY, kind_of, load_agent
+from agents.export import MANIFEST
+from agents.files import read
 from agents.network import NumpyAgent
-from agents.routing_export import KIND, load_router
 from agents.routing_network import NumpyRouter
 from agents.shipped import is_name, shipped_folder, shipped_names, unknown
 from llm_env.errors import InputOutputError, UserError
@@ -18,10 +17,6 @@ from llm_env.errors import InputOutputError, UserError
 __all__ = ["NumpyAgent", "NumpyRouter", "load", "shipped_names"]
 
 ZIP = ".zip"
-_READERS: dict[str, Callable[[Path], NumpyAgent | NumpyRouter]] = {
-    POLICY: load_agent,
-    KIND: load_router,
-}  # of each kind of agent
 
 
 def load(path: str | Path, trust_pickle: bool = False) -> NumpyAgent | NumpyRouter:
@@ -40,7 +35,7 @@ def load(path: str | Path, trust_pickle: bool = False) -> NumpyAgent | NumpyRout
     """
     if is_name(path) and path in shipped_names():
         with shipped_folder(str(path)) as folder:
-            return _from_folder(folder)
+            return read(folder)
     given, path = path, Path(path)
     try:
         if path.suffix == ZIP and not path.is_dir():
@@ -51,19 +46,12 @@ def load(path: str | Path, trust_pickle: bool = False) -> NumpyAgent | NumpyRout
             raise UserError(f"{path}: expected the folder of a run or of an agent, " + _what(path))
         for folder in (path, path / "agent"):
             if (folder / MANIFEST).exists():
-                return _from_folder(folder)
+                return read(folder)
         unfinished = (path / "last" / MANIFEST).exists()
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror}") from None
     hint = f"; the run was stopped, {path / 'last'} holds what it had learned" if unfinished else ""
     raise UserError(f"{path}: holds no agent ({MANIFEST} or agent/{MANIFEST}){hint}")
-
-
-def _from_folder(folder: Path) -> NumpyAgent | NumpyRouter:
-    kind = kind_of(folder)
-    if kind not in _READERS:
-        raise UserError(f"{folder / MANIFEST}: kind: expected one of {', '.join(_READERS)}, got {kind!r:.80}")
-    return _READERS[kind](folder)
 
 
 def _from_zip(path: Path, trust_pickle: bool) -> NumpyAgent:

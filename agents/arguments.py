@@ -69,9 +69,10 @@ class Arguments:
     num_envs: int = 256
     """Systems side by side, of ppo."""
 
-    action: Literal["multidiscrete", "discrete", "box", "adaptive", "ranked"] | None = None
-    """Form of the action: four choices (the default of ppo), one of 18 combinations, four numbers around a heuristic,
-    all numbers of the adaptive rule (the default of es), or these and a score for each of the most urgent requests."""
+    action: Literal["multidiscrete", "discrete", "box", "adaptive", "ranked", "route"] | None = None
+    """What is decided: four choices (the default of ppo), one of 18 combinations, four numbers around a heuristic, all
+    numbers of the adaptive rule (the default of es), or these and a score for each of the most urgent requests. route,
+    of es: which worker gets each request, while the adaptive rule forms the batches."""
 
     init: Literal["heuristic", "tuned", "none"] = "heuristic"
     """Where a policy begins. heuristic: multidiscrete among the choices that keep TBT targets, Moore-Hodgson order
@@ -112,7 +113,10 @@ class Arguments:
     """Steps between validations, of ppo."""
 
     validation_seeds: int = 12
-    """Workloads per load (0.6, 0.8, 1.0), seeds from 1,000,000 on."""
+    """Workloads per load, seeds from 1,000,000 on."""
+
+    validation_loads: tuple[float, ...] = (0.6, 0.8, 1.0)
+    """Loads of the validation, of a scenario whose episodes draw theirs."""
 
     patience: int = 0
     """Stop after so many validations without a better one; 0: never."""
@@ -150,11 +154,17 @@ class Arguments:
             raise UserError(f"time-scale: expected above 0, got {self.time_scale:g}")
         if not 0 <= self.curriculum <= 1:
             raise UserError(f"curriculum: expected 0 to 1, got {self.curriculum:g}")
+        if not self.validation_loads:
+            raise UserError("validation-loads: expected at least one")
+        for load in self.validation_loads:
+            checked_load_range((load, load))
         for seed in self.seeds:
             if not 0 <= seed < 2**32 or self.seeds.count(seed) > 1:
                 raise UserError(f"seeds: expected different numbers from 0 to {2**32 - 1}, got {seed}")
-        if self.algo == "es" and self.form not in FLOAT_NAMES:
-            raise UserError(f"algo: es needs --action box or adaptive, got {self.form}")
+        if self.algo == "es" and self.form not in ("box", "adaptive", "route"):
+            raise UserError(f"algo: es needs --action box, adaptive or route, got {self.form}")
+        if self.algo != "es" and self.form == "route":
+            raise UserError(f"action: route is learned by --algo es, got {self.algo}")
         if self.algo == "es" and self.init == "none":
             raise UserError("algo: es needs a place to begin: --init heuristic or tuned")
         if self.paired and self.algo == "es":

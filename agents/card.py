@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.export import MANIFEST, load_agent
-from agents.network import NumpyAgent
+from agents.export import MANIFEST
+from agents.files import read, shape_of
+from agents.forms import Trained
 from agents.references import TAG
 from llm_env.errors import InputOutputError, UserError
 from llm_env.metrics import paired_ci
@@ -39,7 +40,7 @@ class Run:
     settings: dict[str, Any]
     command: str
     provenance: dict[str, Any]
-    agent: NumpyAgent
+    agent: Trained
     curve: np.ndarray
     seconds: float
 
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> Run:
 
     if not (folder / "agent" / MANIFEST).exists():
         raise UserError(f"{folder}: holds no finished run (agent/{MANIFEST})")
-    agent = load_agent(folder / "agent")
+    agent = read(folder / "agent")
     reached = agent.about.get("validation_attainment")
     if not isinstance(reached, int | float):
         raise UserError(f"{folder / 'agent' / MANIFEST}: about.validation_attainment: expected a number")
@@ -112,12 +113,11 @@ def card(name: str, summary: str, limits: Sequence[str], best: Run, runs: Sequen
     """
     agent, about, settings = best.agent, best.agent.about, best.settings
     reached = [run.validation_attainment for run in runs]
-    widths = [agent.policy[0][0].shape[1], *(weight.shape[0] for weight, _ in agent.policy)]
+    decides, widths = shape_of(agent)
     versions = best.provenance.get("versions", {})
     seeds = ", ".join(str(run.settings["seed"]) for run in runs)
-    masked = ", with masks" if agent.masked else ""
     facts = [
-        ("decides by", f"{agent.action} actions{masked}; {'-'.join(map(str, widths))} {agent.activation} network"),
+        ("decides by", f"{decides}; {'-'.join(map(str, widths))} {agent.activation} network"),
         ("trained on", f"{', '.join(settings['scenario'])}, episodes of seeds 0 to 999,999"),
         ("algorithm", f"{settings['algo']}, {about['timesteps']:,} decisions until this agent"),
         ("training seeds", f"{seeds}; this is seed {settings['seed']}, the best on validation"),

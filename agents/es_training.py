@@ -16,8 +16,8 @@ import numpy as np
 
 from agents.curriculum import Course
 from agents.es import Compare, ESSettings, ESState, compare_pairs, next_generation
+from agents.forms import Form, Trained
 from agents.learning_run import LearningRun
-from agents.network import NumpyAgent
 from agents.population import Earned, Population, Weights, feature_statistics
 from agents.progress import Display
 from agents.stored import Stored
@@ -26,7 +26,6 @@ from agents.validation import Keeper
 from llm_env.command import Terminated, check_stopped
 from llm_env.errors import UserError
 
-NO_NOISE = -20.0  # log of an exploration that rounds to nothing
 VECTORS = ("vector", "average", "first", "second")  # of an ESState
 Log = Callable[[dict[str, float], int], None]  # scalars and the step they belong to
 
@@ -37,7 +36,7 @@ class Work:
     """What every process knows."""
 
     task: Task
-    action: str
+    form: Form
     weights: Weights
     settings: ESSettings
     seed: int
@@ -55,13 +54,8 @@ class _Worker:
         work = self._work
         self._course.done = generation / work.settings.generations
         if len(pairs) not in self._populations:
-            self._populations[len(pairs)] = Population(
-                work.task.scenarios,
-                work.task.workloads(self._course),
-                work.action,
-                2 * len(pairs),
-                work.settings.episodes,
-            )
+            workloads = work.task.workloads(self._course)
+            self._populations[len(pairs)] = Population(work.form, workloads, 2 * len(pairs), work.settings.episodes)
         population = self._populations[len(pairs)]
         return compare_pairs(population, work.weights, vector, work.settings, work.seed, generation, pairs)
 
@@ -116,8 +110,7 @@ class Evolution:
 
     Args:
         task: what is learned.
-        action: form of the action, one that is a box.
-        start: (actions,) float64, the action that the policy begins with everywhere.
+        form: what is decided, and with what it begins.
         settings: of the algorithm.
         seed: of the weights, the perturbations and the episodes.
         about: kept with the agents.
@@ -130,29 +123,22 @@ class Evolution:
     def __init__(
         self,
         task: Task,
-        action: str,
-        start: np.ndarray,
+        form: Form,
         settings: ESSettings,
         seed: int,
         about: dict[str, Any],
         curriculum: float = 0.0,
     ) -> None:
-        mean, scale = feature_statistics(task.scenarios, task.workloads(), action, start, seed)
-        weights = Weights((len(mean), *settings.hidden, len(start)), mean, scale)
-        self.work = Work(task, action, weights, settings, seed, curriculum)
-        self.state = ESState(weights.start(start, np.random.default_rng(seed)))
+        mean, scale = feature_statistics(form, task.workloads(), seed)
+        weights = Weights((form.inputs, *settings.hidden, form.outputs), mean, scale)
+        self.work = Work(task, form, weights, settings, seed, curriculum)
+        self.state = ESState(weights.start(form.bias, np.random.default_rng(seed)))
         self._about = about
 
-    def agent(self) -> NumpyAgent:
+    def agent(self) -> Trained:
         """The averaged policy."""
-        work = self.work
-        return NumpyAgent(
-            action=work.action,
-            activation="tanh",
-            policy=work.weights.layers(self.state.average),
-            log_std=np.full(work.weights.widths[-1], NO_NOISE, np.float32),
-            about=self._about | {"timesteps": self.state.decisions, "generations": self.state.generation},
-        )
+        about = self._about | {"timesteps": self.state.decisions, "generations": self.state.generation}
+        return self.work.form.agent(self.work.weights.layers(self.state.average), about)
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint: where it stands. What else there is follows from its arguments."""
@@ -216,12 +202,12 @@ class Evolution:
         display.stop()
 
 
-def learn_by_es(run: LearningRun) -> NumpyAgent:
+def learn_by_es(run: LearningRun) -> Trained:
     """Learns to the end. Returns the last agent; the best is with the keeper."""
     arguments, keeper, writer = run.arguments, run.keeper, run.writer()
-    assert run.start is not None  # see Arguments
     about, curriculum = run.about(), arguments.curriculum
-    evolution = Evolution(run.task, arguments.form, run.start, arguments.es, arguments.seed, about, curriculum)
+    assert run.form is not None  # of what is learned by evolution
+    evolution = Evolution(run.task, run.form, arguments.es, arguments.seed, about, curriculum)
     parts = {"evolution": evolution, "validation": keeper}
     if run.checkpoint is not None:
         for name, part in parts.items():

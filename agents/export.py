@@ -69,19 +69,6 @@ def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, a
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
-def save_agent(agent: NumpyAgent, folder: str | Path) -> None:
-    """Writes an agent to a new folder, or in place of an old one: whole or not at all.
-
-    Raises:
-        InputOutputError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        write_folder(folder, agent_files(agent))
-    except OSError as error:
-        raise InputOutputError(f"{folder}: cannot be written: {error.strerror}") from None
-
-
 def agent_files(agent: NumpyAgent) -> dict[str, bytes]:
     """An agent's files by name."""
     tensors: dict[str, np.ndarray] = {}
@@ -135,7 +122,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 def load_agent(folder: str | Path) -> NumpyAgent:
-    """Reads an agent that `save_agent` wrote, and checks all of it.
+    """Reads an agent that `agents.files.save` wrote, and checks all of it.
 
     Raises:
         InputOutputError: a file cannot be read.

@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import Logger
 
 from agents.arguments import Arguments
 from agents.checkpoint import Checkpoint
-from agents.export import save_agent
-from agents.network import NumpyAgent
+from agents.files import save
+from agents.forms import Form, Trained
 from agents.resume import run_identity
 from agents.run_files import scenario_files
 from agents.run_state import Writer, make_logger
@@ -29,7 +29,8 @@ class LearningRun:
     Attributes:
         task: what is learned.
         arguments: how.
-        start: (actions,) the action that a policy of floats begins with; None: left to chance, or no floats.
+        start: (actions,) the action that a policy of floats begins with; None: left to chance, no floats, or evolution.
+        form: what evolution learns, and with what it begins; else None.
         keeper: measures agents and keeps the best.
         checkpoint: where it goes on, None from the beginning.
     """
@@ -37,6 +38,7 @@ class LearningRun:
     task: Task
     arguments: Arguments
     start: np.ndarray | None
+    form: Form | None
     keeper: Keeper
     checkpoint: Checkpoint | None
 
@@ -62,10 +64,10 @@ class LearningRun:
         identity = run_identity(self.arguments, task.scenarios)
         return Writer(task.out, self.arguments.checkpoint_every, identity, files, lambda: keeper.best)
 
-    def keep_stopped(self, agent: NumpyAgent, steps: int) -> None:
+    def keep_stopped(self, agent: Trained, steps: int) -> None:
         """Saves what was learned until a signal came."""
         out = self.task.out
-        save_agent(agent, out / "last")
+        save(agent, out / "last")
         sys.stdout.write(
             f"stopped after {steps:,} steps; what was learned is in {out / 'last'}\n"
             f"go on:  python train.py --resume {shlex.quote(str(out))}\n"

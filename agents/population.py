@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from agents.forms import Form
 from agents.network import Layer
 from agents.validation import SCORE
-from llm_env.config import Scenario
-from llm_env.systems import NUM_TRAINING_SEEDS, Systems, Workload
+from llm_env.systems import NUM_TRAINING_SEEDS, Workload
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -101,24 +101,17 @@ class Population:
     """Runs policies on seeded episodes; its systems are made once and used for one generation after the other.
 
     Args:
-        scenarios, workloads: as `llm_env.systems.Systems` takes them.
-        action: form of the action, one that is a box.
+        form: what the policies decide.
+        workloads: seed -> requests, of each of its scenarios.
         policies: how many at once.
         episodes: of each.
     """
 
-    def __init__(
-        self,
-        scenarios: Sequence[Scenario],
-        workloads: Sequence[Workload],
-        action: str,
-        policies: int,
-        episodes: int,
-    ) -> None:
-        self._shape = (policies, episodes)
-        self._drawn: list[dict[int, np.ndarray]] = [{} for _ in scenarios]
+    def __init__(self, form: Form, workloads: Sequence[Workload], policies: int, episodes: int) -> None:
+        self._form, self._shape = form, (policies, episodes)
+        self._drawn: list[dict[int, np.ndarray]] = [{} for _ in workloads]
         kept = [self._kept(k, workload) for k, workload in enumerate(workloads)]
-        self._systems = Systems(scenarios, policies * episodes, action, kept)
+        self._systems = form.systems(policies * episodes, kept)
 
     def _kept(self, k: int, workload: Workload) -> Workload:
         """The workload of a seed is drawn once for all policies that meet it."""
@@ -137,7 +130,7 @@ class Population:
             layers: of `Weights.unpack`, one row a policy.
             seeds: (policies, episodes) int64.
         """
-        systems = self._systems
+        systems, form = self._systems, self._form
         for drawn in self._drawn:
             drawn.clear()
         for e, seed in enumerate(seeds.ravel()):
@@ -145,8 +138,9 @@ class Population:
         active = systems.active()
         observations, decisions = systems.observe(active), 0
         while active.any():
-            actions = forward(layers, observations.reshape(*self._shape, -1))
-            systems.set_actions(actions.reshape(len(observations), -1))
+            seen = form.seen(observations)
+            outputs = forward(layers, seen.reshape(self._shape[0], -1, seen.shape[-1]))
+            systems.set_actions(form.actions(outputs.reshape(*seen.shape[:-1], -1), observations))
             decisions += int(active.sum())
             step = systems.step(active)
             observations = step.observations
@@ -159,26 +153,24 @@ STATISTICS_EPISODES = 32
 LEAST_SCALE = 0.05  # of a feature that hardly changes here, or a little change elsewhere would be a huge one
 
 
-def feature_statistics(
-    scenarios: Sequence[Scenario], workloads: Sequence[Workload], action: str, start: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature, (features,) float32, under one fixed action.
+def feature_statistics(form: Form, workloads: Sequence[Workload], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each input, (inputs,) float32, under the policy that everything begins with.
 
     Args:
-        scenarios, workloads, action: as `Systems` takes them.
-        start: (actions,) the action.
+        form, workloads: as `Population` takes them.
         seed: of the episodes.
     """
-    systems = Systems(scenarios, STATISTICS_EPISODES, action, workloads)
+    systems = form.systems(STATISTICS_EPISODES, workloads)
     for e, episode in enumerate(np.random.default_rng([seed, 2]).integers(NUM_TRAINING_SEEDS, size=systems.num_envs)):
         systems.reset(e, int(episode))
     active = systems.active()
     observations = systems.observe(active)
-    systems.set_actions(np.tile(start, (systems.num_envs, 1)))
-    count, total, squares = 0, np.zeros(observations.shape[1]), np.zeros(observations.shape[1])
+    count, total, squares = 0, np.zeros(form.inputs), np.zeros(form.inputs)
     while active.any():
-        seen = observations[active].astype(np.float64)
-        count, total, squares = count + len(seen), total + seen.sum(axis=0), squares + (seen**2).sum(axis=0)
+        seen = form.seen(observations)
+        rows = seen[active].reshape(-1, form.inputs).astype(np.float64)
+        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
+        systems.set_actions(form.actions(np.tile(form.bias, (*seen.shape[:-1], 1)), observations))
         step = systems.step(active)
         observations = step.observations
         active &= ~(step.terminated | step.truncated)

@@ -21,25 +21,19 @@ from agents.export import (
     checked_layers,
     read_json,
     read_weights,
-    write_folder,
 )
 from agents.network import ACTIVATIONS
 from agents.routing_network import FEATURES, INPUTS, NumpyRouter
 from llm_env.config import RoutingSettings
-from llm_env.errors import InputOutputError, UserError
+from llm_env.errors import UserError
 from llm_env.provenance import versions
 from llm_env.routing_systems import base_parameters
 
 KIND = "router"
 
 
-def save_router(router: NumpyRouter, folder: str | Path) -> None:
-    """Writes a router to a new folder, or in place of an old one: whole or not at all.
-
-    Raises:
-        InputOutputError: the folder cannot be written.
-    """
-    folder = Path(folder)
+def router_files(router: NumpyRouter) -> dict[str, bytes]:
+    """A router's files by name."""
     tensors: dict[str, np.ndarray] = {}
     for k, (weight, bias) in enumerate(router.layers):
         tensors[f"layer.{k}.weight"] = np.ascontiguousarray(weight, np.float32)
@@ -60,14 +54,11 @@ def save_router(router: NumpyRouter, folder: str | Path) -> None:
         "about": router.about,
     }
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-    try:
-        write_folder(folder, {WEIGHTS: weights, MANIFEST: text.encode()})
-    except OSError as error:
-        raise InputOutputError(f"{folder}: cannot be written: {error.strerror}") from None
+    return {WEIGHTS: weights, MANIFEST: text.encode()}
 
 
 def load_router(folder: str | Path) -> NumpyRouter:
-    """Reads a router that `save_router` wrote, and checks all of it.
+    """Reads a router that `agents.files.save` wrote, and checks all of it.
 
     Raises:
         InputOutputError: a file cannot be read.

@@ -47,6 +47,12 @@ def network_inputs(observations: np.ndarray) -> np.ndarray:
     return np.concatenate([workers, mean, shared], axis=2)
 
 
+def rule_logits(observations: np.ndarray, rule_weight: float, choice_weight: float) -> np.ndarray:
+    """(n, num_workers) float32: what the rule says of each worker (weights: see `NumpyRouter`)."""
+    workers, _ = split_observations(observations)
+    return choice_weight * workers[:, :, CHOICE] - rule_weight * workers[:, :, SCORE]
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumpyRouter:
     """A router: observations of `llm_env/Routing-v0` in, workers out.
@@ -76,9 +82,7 @@ class NumpyRouter:
         for weight, bias in self.layers[:-1]:
             x = activation(x @ weight.T + bias)
         weight, bias = self.layers[-1]
-        workers, _ = split_observations(observations)
-        rule = self.choice_weight * workers[:, :, CHOICE] - self.rule_weight * workers[:, :, SCORE]
-        return (x @ weight.T + bias)[:, :, 0] + rule
+        return (x @ weight.T + bias)[:, :, 0] + rule_logits(observations, self.rule_weight, self.choice_weight)
 
     def act(
         self, observations: np.ndarray, deterministic: bool = True, rng: np.random.Generator | None = None

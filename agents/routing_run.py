@@ -7,11 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
+from agents.network import NumpyAgent
 from agents.routing_network import CHOICE, NumpyRouter, split_observations
-from agents.run import run_systems
+from agents.run import run_agent, run_systems
 from llm_env.config import Scenario, with_changes
 from llm_env.routing_systems import Base, RoutingSystems
-from llm_env.systems import Workload
+from llm_env.systems import Systems, Workload
 
 
 class Routes(Protocol):
@@ -67,13 +68,18 @@ def run_routes(
     return run_systems(systems, seeds, lambda observations: router.act(observations, deterministic, rng))
 
 
-def run_router(
-    router: NumpyRouter,
+def run_trained(
+    agent: NumpyAgent | NumpyRouter,
     scenario: Scenario,
     seeds: Sequence[int],
     workload: Workload | None = None,
     record: bool = True,
     deterministic: bool = True,
-) -> RoutingSystems:
-    """`run_routes` with the rule and the batches that a trained router was trained with."""
-    return run_routes(router, scenario_of(router, scenario), seeds, router.base, workload, record, deterministic)
+    rng: np.random.Generator | None = None,
+) -> Systems:
+    """Runs an agent of either kind (see `agents.run.run_agent`); a router with the rule and the batches that it was
+    trained with.
+    """
+    if isinstance(agent, NumpyAgent):
+        return run_agent(agent, scenario, seeds, workload, record, deterministic, rng)
+    return run_routes(agent, scenario_of(agent, scenario), seeds, agent.base, workload, record, deterministic, rng)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.routing_export import save_router
+from agents.files import save
 from agents.routing_fit import FitSettings, fit_advantages
 from agents.routing_labels import Labels, LabelSettings, gather_labels, together
 from agents.routing_network import NumpyRouter
@@ -89,7 +89,7 @@ def train_router(
     torch.set_num_threads(1)
     with staged_folder(out) as folder:
         router, history = _learn(scenario, seed, dict(base or {}), arguments)
-        save_router(router, folder / "agent")
+        save(router, folder / "agent")
         (folder / "scenario.toml").write_text(scenario_to_toml(scenario), encoding="utf-8")
         settings = {"seed": seed, "base": router.base, **dataclasses.asdict(arguments)}
         settings |= {"git_commit": git_commit(), "versions": versions()}

@@ -20,8 +20,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoint import BEST, Checkpoint, write_checkpoint
-from agents.export import agent_files
-from agents.network import NumpyAgent
+from agents.files import files_of
+from agents.forms import Trained
 from agents.stored import Stored
 from llm_env.errors import InputOutputError, UserError
 
@@ -294,7 +294,7 @@ class Writer:
         every: int,
         identity: Mapping[str, str],
         scenarios: Sequence[str],
-        best: Callable[[], NumpyAgent | None],
+        best: Callable[[], Trained | None],
     ) -> None:
         self._out, self._every, self._identity = out, every, identity
         self._scenarios, self._best = list(scenarios), best
@@ -315,7 +315,7 @@ class Writer:
         state["progress.columns"] = list(progress.keys)
         state["run.scenarios"] = self._scenarios
         best = self._best()
-        files = {} if best is None else {f"{BEST}/{name}": data for name, data in agent_files(best).items()}
+        files = {} if best is None else {f"{BEST}/{name}": data for name, data in files_of(best).items()}
         try:
             files[PROGRESS] = (self._out / PROGRESS).read_bytes()
             write_checkpoint(self._out, step, self._identity, state, files)

@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from agents.card import Run, card, read_run, results_table
-from agents.export import MANIFEST, WEIGHTS, load_agent
+from agents.export import MANIFEST, WEIGHTS
+from agents.files import read
 from agents.shipped import CARD
 from llm_env.command import exit_code
 from llm_env.errors import UserError
@@ -88,7 +89,7 @@ def ship(arguments: Arguments) -> Path:
             shutil.copyfile(best.folder / "agent" / file, made / file)
         text = card(name, arguments.summary, arguments.limits, best, runs, tables)
         (made / CARD).write_text(text, encoding="utf-8")
-        load_agent(made)
+        read(made)
         size = sum(path.stat().st_size for path in made.iterdir())
         if size > MAX_BYTES:
             raise UserError(f"{name}: has {size:,} bytes, expected at most {MAX_BYTES:,}")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from agents.forms import Deciding, Form, Routing
 from llm_env.actions import BOX_NAMES
 from llm_env.adaptive import NAMES, NEUTRAL, PARAMETERS, to_unit
-from llm_env.config import Scenario
+from llm_env.config import Scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.records import MOST_RANKED
-from llm_env.tuned import tuned_parameters
+from llm_env.routing_systems import pool_size
+from llm_env.tuned import tuned_parameters, tuned_router, tuned_routers
+
+ROUTE = "route"  # in place of a form of action: workers for requests
+SCORE_RULE = "score"  # the routing rule that learned ones begin with
 
 
 def starting_action(form: str, init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> np.ndarray | None:
@@ -36,19 +42,55 @@ def starting_action(form: str, init: str, given: Sequence[str], scenarios: Seque
         if given:
             raise UserError("start: not with --init none, which begins nowhere in particular")
         return None
+    numbers = to_unit(list(starting_numbers(init, given, scenarios).values()))
+    return np.concatenate([np.zeros(MOST_RANKED), numbers]) if form == "ranked" else numbers
+
+
+def starting_numbers(init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> dict[str, float]:
+    """All parameters of the adaptive rule, in its order (arguments as `starting_action` takes them).
+
+    Raises:
+        UserError: a text is no parameter, or a number is out of range.
+    """
     found = dict(zip(NAMES, NEUTRAL, strict=True))
     if init == "tuned":
-        found |= _tuned(scenarios)
+        found |= _agreed([tuned_parameters(scenario.name, "adaptive") for scenario in scenarios], scenarios)
     found |= _parse(given)
     for p in PARAMETERS:
         if not p.low <= found[p.name] <= p.high:
             raise UserError(f"start: {p.name}: expected {p.low:g} to {p.high:g}, got {found[p.name]:g}")
-    numbers = to_unit([found[name] for name in NAMES])
-    return np.concatenate([np.zeros(MOST_RANKED), numbers]) if form == "ranked" else numbers
+    return found
 
 
-def _tuned(scenarios: Sequence[Scenario]) -> Mapping[str, float]:
-    first, *others = [tuned_parameters(scenario.name, "adaptive") for scenario in scenarios]
+def starting_form(form: str, init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> Form:
+    """What is learned by evolution, and with what it begins (arguments and errors as `starting_action`)."""
+    if form == ROUTE:
+        return starting_router(init, given, scenarios)
+    action = starting_action(form, init, given, scenarios)
+    if action is None:
+        raise UserError("algo: es needs a place to begin: --init heuristic or tuned")
+    return Deciding(tuple(scenarios), form, action)
+
+
+def starting_router(init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> Routing:
+    """What a router begins as: the rule "score", tuned with --init tuned, and the adaptive rule for the batches.
+
+    Raises:
+        UserError: as `starting_numbers`; there is nobody to choose; the scenarios weigh the rule differently.
+    """
+    if pool_size(scenarios) < 2:
+        raise UserError("action route: there is nothing to route with one worker that prefills")
+    changed = tuple(scenarios)
+    if init == "tuned" and all(SCORE_RULE in tuned_routers(scenario.name) for scenario in scenarios):
+        tuned = _agreed([tuned_router(scenario.name, SCORE_RULE) for scenario in scenarios], scenarios)
+        changed = tuple(with_changes(scenario, {"system.routing": tuned}) for scenario in scenarios)
+    if any(scenario.system.routing != changed[0].system.routing for scenario in changed):
+        raise UserError("action route: the scenarios differ in system.routing, the weights of the rule to begin with")
+    return Routing(changed, starting_numbers(init, given, scenarios))
+
+
+def _agreed(settings: Sequence[Mapping[str, Any]], scenarios: Sequence[Scenario]) -> dict[str, float]:
+    first, *others = settings
     if any(other != first for other in others):
         names = ", ".join(scenario.name for scenario in scenarios)
         raise UserError(f"init tuned: {names} have different tuned settings: give one with --start NAME=VALUE ...")

@@ -16,7 +16,6 @@ from llm_env.spaces import resolve_scenarios, traffic_of, workload_of
 from llm_env.systems import Workload
 from llm_env.workload import WHOLE, Traffic, Windows, is_closed, part_of, refuse_rate
 
-VALIDATION_LOADS = (0.6, 0.8, 1.0)
 VALIDATION_SHARE = 0.2  # of the time of a trace or its part, at its end
 
 
@@ -115,7 +114,7 @@ def _same_every_seed(
     middle = validation_begins(start, end)
     remarks = []
     for scenario, load_range in zip(scenarios, load_ranges, strict=True):
-        highest = (None, None) if load_range is None else (load_range[1], max(VALIDATION_LOADS))
+        highest = (None, None) if load_range is None else (load_range[1], max(arguments.validation_loads))
         bounds = (("learning", start, middle), ("validation", middle, end))
         for (use, low, high), traffic, load in zip(bounds, parts, highest, strict=True):
             if traffic is None:
@@ -143,7 +142,7 @@ def _validation_set(
     load_ranges: Sequence[tuple[float, float] | None],
     traffic: Traffic | None,
 ) -> ValidationSet:
-    """Each scenario at VALIDATION_LOADS, or as it is where learning draws no loads."""
+    """Each scenario at the validation loads, or as it is where learning draws no loads."""
     seeds = tuple(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + arguments.validation_seeds))
     cases: list[tuple[str, Scenario, Workload | None]] = []
     for scenario, load_range in zip(scenarios, load_ranges, strict=True):
@@ -152,7 +151,7 @@ def _validation_set(
             word = "trace" if traffic is not None else "drawn" if scenario.vary else "closed_loop"
             cases.append((name + word, scenario, workload_of(scenario, None, traffic)))
             continue
-        for load in VALIDATION_LOADS:
+        for load in arguments.validation_loads:
             workload = workload_of(scenario, (load, load), traffic) if traffic is not None else None
             at_load = scenario if traffic is not None else with_changes(scenario, {"workload.load": load})
             cases.append((f"{name}load_{load:g}", at_load, workload))

@@ -16,16 +16,16 @@ from rich.console import Console
 from agents.arguments import Arguments
 from agents.checkpoint import Checkpoint, remove_checkpoints
 from agents.es_training import learn_by_es
-from agents.export import save_agent
+from agents.files import save
+from agents.forms import Trained
 from agents.learning_run import LearningRun
-from agents.network import NumpyAgent
 from agents.ppo_training import learn_by_ppo
 from agents.references import ReferenceLines, Rivals
 from agents.resume import check_alone, locked, open_run
 from agents.run_files import begin, scenario_files
 from agents.seeds import run_seeds
-from agents.starts import starting_action
-from agents.task import VALIDATION_LOADS, Task, make_task, validation_begins
+from agents.starts import starting_action, starting_form
+from agents.task import Task, make_task, validation_begins
 from agents.validation import Keeper
 from llm_env.command import exit_code
 from llm_env.config import Scenario
@@ -61,14 +61,16 @@ def _run(arguments: Arguments, argv: list[str] | None, rivals: Rivals | None) ->
 def _learn(
     task: Task, arguments: Arguments, checkpoint: Checkpoint | None, argv: list[str] | None, rivals: Rivals | None
 ) -> int:
-    start = starting_action(arguments.form, arguments.init, arguments.start, task.scenarios)
+    begins = (arguments.form, arguments.init, arguments.start, task.scenarios)
+    form = starting_form(*begins) if arguments.algo == "es" else None
+    start = None if form is not None else starting_action(*begins)
     if checkpoint is None:
         begin(task, arguments, argv)
     Console(stderr=True).print("Preparing; the first run compiles the simulator, for about half a minute.")
     reached = dict(rivals(task.against)) if rivals is not None else {}
     lines = ReferenceLines(task.out / "tb", reached, None if checkpoint is None else checkpoint.step + 1)
     keeper = Keeper(task.against, lines.mark)
-    run = LearningRun(task, arguments, start, keeper, checkpoint)
+    run = LearningRun(task, arguments, start, form, keeper, checkpoint)
     try:
         last = (learn_by_es if arguments.algo == "es" else learn_by_ppo)(run)
     finally:
@@ -79,15 +81,15 @@ def _learn(
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------
-def _finish(run: LearningRun, last: NumpyAgent, reached: Mapping[str, float]) -> None:
+def _finish(run: LearningRun, last: Trained, reached: Mapping[str, float]) -> None:
     """Saves the last and the best agent, and says where they are."""
     task, keeper = run.task, run.keeper
-    save_agent(last, task.out / "last")
+    save(last, task.out / "last")
     assert keeper.best is not None  # the last policy at least
     best = keeper.best.about | {"validation_attainment": keeper.best_attainment}
     start = keeper.history[0][1]
     best |= {"start_attainment": None if math.isnan(start) else start, "references": dict(reached)}
-    save_agent(dataclasses.replace(keeper.best, about=best), task.out / "agent")
+    save(dataclasses.replace(keeper.best, about=best), task.out / "agent")
     remove_checkpoints(task.out)
     _tell(task, run.arguments, keeper, reached)
 
@@ -112,7 +114,7 @@ def _tell(task: Task, arguments: Arguments, keeper: Keeper, reached: Mapping[str
 def _traffic_words(arguments: Arguments, scenario: Scenario) -> str:
     """The options of evaluate.py for traffic like that of the run; of a trace, what nothing was learned from."""
     if arguments.trace is None:
-        return "" if is_closed(scenario) else "--loads " + " ".join(f"{load:g}" for load in VALIDATION_LOADS)
+        return "" if is_closed(scenario) else "--loads " + " ".join(f"{load:g}" for load in arguments.validation_loads)
     start, end = arguments.trace_part
     unseen = (end, 1.0) if end < 1 else (validation_begins(start, end), end)
     scale = f"--time-scale {arguments.time_scale:g}"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import BEST
-from agents.export import load_agent
-from agents.network import NumpyAgent
-from agents.run import run_agent
+from agents.files import read
+from agents.forms import Trained
+from agents.routing_run import run_trained
 from agents.stored import Stored
 from llm_env.config import Scenario
 from llm_env.metrics import summarise
@@ -47,12 +47,12 @@ class ValidationSet:
     seeds: tuple[int, ...]
 
 
-def validate(agent: NumpyAgent, against: ValidationSet, deterministic: bool = True) -> dict[str, float]:
+def validate(agent: Trained, against: ValidationSet, deterministic: bool = True) -> dict[str, float]:
     """Means over all cases and seeds of the fields VALIDATED, and attainment by case as "slo_attainment_NAME"."""
     found: dict[str, float] = {}
     summaries = []
     for name, scenario, workload in against.cases:
-        systems = run_agent(agent, scenario, against.seeds, workload, True, deterministic, np.random.default_rng(0))
+        systems = run_trained(agent, scenario, against.seeds, workload, True, deterministic, np.random.default_rng(0))
         mine = [summarise(systems.state(e), scenario) for e in range(len(against.seeds))]
         found[f"slo_attainment_{name}"] = _mean([s.slo_attainment for s in mine])
         summaries += mine
@@ -81,13 +81,11 @@ class Keeper:
 
     def __init__(self, against: ValidationSet, mark: Callable[[int], None] | None = None) -> None:
         self._against, self._mark = against, mark
-        self.best: NumpyAgent | None = None
+        self.best: Trained | None = None
         self.best_attainment, self.best_timesteps = -math.inf, 0
         self.history: list[tuple[int, float, float]] = []
 
-    def measure(
-        self, agent: NumpyAgent, timesteps: int, eligible: bool = True, explores: bool = True
-    ) -> dict[str, float]:
+    def measure(self, agent: Trained, timesteps: int, eligible: bool = True, explores: bool = True) -> dict[str, float]:
         """Measures an agent and keeps it if it is the best of those that are eligible.
 
         Args:
@@ -132,5 +130,5 @@ class Keeper:
         self.history = [(int(steps), greedy, sampled) for steps, greedy, sampled in history.tolist()]
         attainment, steps = stored.array("best", np.float64, (2,), finite=False).tolist()
         if not math.isnan(attainment):
-            self.best = load_agent(stored.place / BEST)
+            self.best = read(stored.place / BEST)
             self.best_attainment, self.best_timesteps = attainment, int(steps)

@@ -157,7 +157,20 @@ ROUTERS: dict[str, dict[str, Space]] = {
 }
 
 # Settings that are tried after the default: what is known to be good of a policy that this one can be
-STARTS: dict[str, tuple[dict[str, float], ...]] = {"adaptive": ({"fill": 1.0, "kv_high": 0.9, "kv_budget": 0.376},)}
+STARTS: dict[str, tuple[dict[str, float], ...]] = {
+    "adaptive": ({"fill": 1.0, "kv_high": 0.9, "kv_budget": 0.376},),
+    "role-switch": (  # the best of 161 settings on the scenario `roles`
+        {
+            "prefill_tokens": 2048,
+            "decodes": 106,
+            "occupancy": 0.522,
+            "backlog_s": 1.51,
+            "hysteresis": 0.266,
+            "dwell_s": 0.675,
+            "margin": 0.961,
+        },
+    ),
+}
 
 # Trials in units of `--trials`, where it is not one: the more is tried of the strongest rival, the more a win means
-TIMES = {"adaptive": 3}
+TIMES = {"adaptive": 3, "role-switch": 3}

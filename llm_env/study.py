@@ -244,12 +244,9 @@ def run_unit(study: Study, contender: Contender, load: float | None, seeds: tupl
 
     if contender.agent:
         import agents
-        from agents.routing_run import run_router
-        from agents.run import run_agent
+        from agents.routing_run import run_trained
 
-        agent = agents.load(contender.agent, contender.trusted)
-        run = run_router if isinstance(agent, agents.NumpyRouter) else run_agent
-        systems = run(agent, scenario, seeds, workload)  # pyright: ignore[reportArgumentType] - each has its own kind
+        systems = run_trained(agents.load(contender.agent, contender.trusted), scenario, seeds, workload)
         states = [systems.state(e) for e in range(len(seeds))]
     else:
         decide = baselines.make_policy(contender.policy, **dict(contender.parameters))

@@ -132,6 +132,12 @@ def tuned_policies(scenario: str) -> tuple[str, ...]:
     return tuple(sorted(file.policies)) if file else ()
 
 
+def tuned_routers(scenario: str) -> tuple[str, ...]:
+    """Names of the routing rules that have shipped tuned settings for a scenario of this name, sorted."""
+    file = _shipped(scenario)
+    return tuple(sorted(file.routers)) if file else ()
+
+
 def tuned(scenario: str, policy: str) -> Tuned:
     """What was found for a policy on a scenario.
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.export import MANIFEST, agent_from_policy, load_agent, save_agent
+from agents.export import MANIFEST, agent_from_policy, load_agent
+from agents.files import save
 from agents.ppo import ACTIVATION, PPOSettings, make_ppo
 from agents.run import run_agent
 from agents.starts import starting_action
@@ -89,7 +90,7 @@ def test_it_begins_as_the_adaptive_rule_bit_for_bit():
 
 def test_a_round_trip_changes_nothing(tmp_path, trained):
     agent, observations = trained[1], some_observations()
-    save_agent(agent, tmp_path / "a")
+    save(agent, tmp_path / "a")
     again = load_agent(tmp_path / "a")
     assert (again.act(observations) == agent.act(observations)).all()
     assert (again.value(observations) == agent.value(observations)).all()
@@ -106,7 +107,7 @@ def test_a_round_trip_changes_nothing(tmp_path, trained):
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path, trained, changes, words):
-    save_agent(trained[1], tmp_path / "a")
+    save(trained[1], tmp_path / "a")
     manifest = json.loads((tmp_path / "a" / MANIFEST).read_text()) | changes
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=words):

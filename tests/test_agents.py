@@ -15,7 +15,8 @@ import torch
 from safetensors.numpy import load, save
 
 import agents
-from agents.export import MANIFEST, WEIGHTS, agent_from_policy, load_agent, save_agent
+from agents.export import MANIFEST, WEIGHTS, agent_from_policy, load_agent
+from agents.files import save as save_agent
 from agents.network import NumpyAgent
 from agents.ppo import ACTIVATION, PPOSettings, begin_at, make_ppo
 from agents.run import run_agent

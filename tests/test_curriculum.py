@@ -8,7 +8,7 @@ from agents.curriculum import Course
 from agents.es import ESSettings
 from agents.es_training import Evolution, comparing
 from llm_env.spaces import workload_of
-from tests.test_es import start_at, task
+from tests.test_es import form_at, task
 from tests.test_population import SHORT
 
 
@@ -42,7 +42,7 @@ def test_evolution_meets_low_loads_first(tmp_path):
     settings = ESSettings(generations=4, pairs=6, hidden=(), validate_every=4)
     earned = {}
     for share in (0.0, 0.5):
-        run = Evolution(task(tmp_path), "adaptive", start_at(1.0), settings, 0, {}, share)
+        run = Evolution(task(tmp_path), form_at(1.0), settings, 0, {}, share)
         with comparing(run.work, 1) as compare:
             earned[share] = [float(compare(run.state.vector, generation).scores.mean()) for generation in (0, 3)]
     assert earned[0.5][0] > earned[0.0][0]

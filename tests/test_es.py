@@ -9,6 +9,7 @@ import pytest
 
 from agents.es import ESSettings, ESState, episode_seeds, next_generation, perturbations
 from agents.es_training import Evolution, comparing
+from agents.forms import Deciding
 from agents.population import Earned, Weights
 from agents.progress import Display
 from agents.task import Task
@@ -98,17 +99,17 @@ def task(tmp_path):
     )
 
 
-def start_at(budget):
+def form_at(budget):
     found = np.array(NEUTRAL)
     found[BUDGET] = budget
-    return to_unit(found)
+    return Deciding((SHORT,), "adaptive", to_unit(found))
 
 
 def test_it_learns_to_leave_a_bad_budget(tmp_path):
     """Batches of three times tau* break the TBT target; a linear policy must come down."""
     settings = ESSettings(generations=12, pairs=12, sigma=0.3, learning_rate=0.1, hidden=(), validate_every=6)
     mine = task(tmp_path)
-    run = Evolution(mine, "adaptive", start_at(3.0), settings, 0, {})
+    run = Evolution(mine, form_at(3.0), settings, 0, {})
     keeper, logged = Keeper(mine.against), []
     run.learn(keeper, Display(keeper, settings.generations), lambda found, step: logged.append((found, step)), 1)
     first, *_, last = keeper.history
@@ -122,7 +123,7 @@ def test_it_learns_to_leave_a_bad_budget(tmp_path):
 def test_the_start_is_kept_where_nothing_better_is_found(tmp_path):
     settings = ESSettings(generations=2, pairs=2, sigma=0.5, learning_rate=10.0, hidden=(4,), validate_every=1)
     mine = task(tmp_path)
-    run = Evolution(mine, "adaptive", start_at(1.0), settings, 0, {})
+    run = Evolution(mine, form_at(1.0), settings, 0, {})
     keeper = Keeper(mine.against)
     run.learn(keeper, Display(keeper, 2), lambda *_: None, 1)
     assert keeper.best_timesteps == 0
@@ -133,7 +134,7 @@ def test_the_start_is_kept_where_nothing_better_is_found(tmp_path):
 def test_the_number_of_processes_changes_nothing(tmp_path):
     settings = ESSettings(generations=1, pairs=3, hidden=(4,))
     mine = task(tmp_path)
-    run = Evolution(mine, "adaptive", start_at(1.0), settings, 5, {})
+    run = Evolution(mine, form_at(1.0), settings, 5, {})
     found = []
     for processes in (1, 2):
         with comparing(run.work, processes) as compare:
@@ -145,7 +146,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 
 def test_a_dead_process_is_one_clear_error(tmp_path, monkeypatch):
     settings = ESSettings(generations=1, pairs=2, hidden=())
-    run = Evolution(task(tmp_path), "adaptive", start_at(1.0), settings, 0, {})
+    run = Evolution(task(tmp_path), form_at(1.0), settings, 0, {})
     monkeypatch.setattr("agents.es_training._compare_in_child", die)
     with comparing(run.work, 2) as compare, pytest.raises(UserError, match="fewer --processes"):
         compare(run.state.vector, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agents.forms import Deciding
 from agents.network import NumpyAgent
 from agents.population import LEAST_SCALE, Population, Weights, feature_statistics, forward
 from agents.run import run_agent
@@ -22,6 +23,7 @@ SHORT = scenario_from_dict(
     }
 )
 START = to_unit(NEUTRAL)
+DECIDING = Deciding((SHORT,), "adaptive", START)
 
 
 def some_weights(hidden=(5,)):
@@ -69,7 +71,7 @@ def test_scores_are_those_of_each_policy_alone():
         size=(3, weights.size)
     )
     seeds = np.array([[4, 5], [6, 4], [4, 5]])
-    population = Population([SHORT], [drawn_from(SHORT)], "adaptive", 3, 2)
+    population = Population(DECIDING, [drawn_from(SHORT)], 3, 2)
     earned = population.earn(weights.unpack(vectors), seeds)
     assert earned.scores.shape == (3, 2)
     for k in range(3):
@@ -82,7 +84,7 @@ def test_scores_are_those_of_each_policy_alone():
 
 
 def test_features_are_measured_under_the_starting_action():
-    mean, scale = feature_statistics([SHORT], [drawn_from(SHORT)], "adaptive", START, 0)
+    mean, scale = feature_statistics(DECIDING, [drawn_from(SHORT)], 0)
     assert mean.shape == scale.shape == (NUM_FEATURES,)
     place = FEATURE_NAMES.index("ttft_target")
     assert mean[place] == pytest.approx(np.log10(0.4), abs=1e-5)  # it never changes

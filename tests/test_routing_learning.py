@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import agents
-from agents.routing_export import load_router, save_router
+from agents.files import save
+from agents.routing_export import load_router
 from agents.routing_fit import FitSettings, fit_advantages, mean_network, numpy_layers, shared_network
 from agents.routing_labels import Labels, LabelSettings, gain_over_rule, gather_labels
 from agents.routing_network import CHOICE, INPUTS, SCORE, NumpyRouter, network_inputs, split_observations
-from agents.routing_run import ScoreRule, run_router, run_routes
+from agents.routing_run import ScoreRule, run_routes, run_trained
 from agents.routing_training import RoutingArguments, train_router
 from llm_env.config import with_changes
 from llm_env.errors import UserError
@@ -101,7 +102,7 @@ def test_a_draw_needs_a_generator_and_follows_the_logits():
 # ---- files ---------------------------------------------------------------------------------------------------------
 def test_a_router_comes_back_from_its_files(tmp_path):
     router = some_router(routing={"slow_ms": 3.0}, base={"margin": 1.5}, about={"scenario": "x"})
-    save_router(router, tmp_path / "agent")
+    save(router, tmp_path / "agent")
     found = agents.load(tmp_path)
     assert isinstance(found, NumpyRouter)
     assert (found.routing, found.base, found.about) == (router.routing, router.base, router.about)
@@ -121,7 +122,7 @@ def test_a_router_comes_back_from_its_files(tmp_path):
     ],
 )
 def test_a_damaged_file_is_one_clear_error(tmp_path, field, value, text):
-    save_router(some_router(), tmp_path)
+    save(some_router(), tmp_path)
     manifest = json.loads((tmp_path / "agent.json").read_text())
     (tmp_path / "agent.json").write_text(json.dumps({**manifest, field: value}))
     with pytest.raises(UserError, match=text):
@@ -131,7 +132,7 @@ def test_a_damaged_file_is_one_clear_error(tmp_path, field, value, text):
 def test_weights_that_are_no_numbers_are_refused(tmp_path):
     layers = some_router().layers
     layers[1][0][0, 0] = np.nan
-    save_router(some_router(layers=layers), tmp_path)
+    save(some_router(layers=layers), tmp_path)
     with pytest.raises(UserError, match=r"layer.1.weight: holds NaN"):
         load_router(tmp_path)
 
@@ -228,7 +229,7 @@ def test_a_router_is_trained_kept_and_compared(tmp_path):
 
 def test_a_router_takes_its_own_rule_and_batches_along():
     router = some_router(routing={"slow_ms": 500.0, "running_ms": 0.0}, base={"margin": 1.5})
-    systems = run_router(router, SCENARIO, (1,))
+    systems = run_trained(router, SCENARIO, (1,))
     changed = with_changes(SCENARIO, {"system.routing.slow_ms": 500.0, "system.routing.running_ms": 0.0})
     again = run_routes(router, changed, (1,), {"margin": 1.5})
     assert systems.state(0).requests.tobytes() == again.state(0).requests.tobytes()
