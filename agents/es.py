@@ -44,6 +44,10 @@ class ESSettings:
     hidden: tuple[int, ...] = (16,)
     """Widths of the hidden layers; none is a linear policy."""
 
+    learn: tuple[str, ...] = ()
+    """Which numbers of a box or adaptive action are learned, like margin fill; the others stay as they begin. All by
+    default: leave out those that cost much when they are moved a little past what is good."""
+
     validate_every: int = 10
     """Generations between validations."""
 

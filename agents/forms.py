@@ -63,12 +63,18 @@ class Deciding:
     Attributes:
         scenarios: what is learned.
         action: the form.
-        bias: the action that it begins with everywhere.
+        start: (numbers,) the action that it begins with everywhere.
+        learned: places of the numbers that the network gives; the others stay as they are. Empty: all.
     """
 
     scenarios: tuple[Scenario, ...]
     action: str
-    bias: np.ndarray
+    start: np.ndarray
+    learned: tuple[int, ...] = ()
+
+    @property
+    def _places(self) -> list[int]:
+        return list(self.learned or range(len(self.start)))
 
     @property
     def inputs(self) -> int:
@@ -76,7 +82,11 @@ class Deciding:
 
     @property
     def outputs(self) -> int:
-        return len(self.bias)
+        return len(self._places)
+
+    @property
+    def bias(self) -> np.ndarray:
+        return self.start[self._places]
 
     def systems(self, num_envs: int, workloads: Sequence[Workload]) -> Systems:
         return Systems(self.scenarios, num_envs, self.action, workloads)
@@ -85,14 +95,21 @@ class Deciding:
         return observations
 
     def actions(self, outputs: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        return outputs
+        if not self.learned:
+            return outputs
+        actions = np.tile(self.start.astype(outputs.dtype), (len(outputs), 1))
+        actions[:, self._places] = outputs
+        return actions
 
     def agent(self, layers: tuple[Layer, ...], about: dict[str, Any]) -> NumpyAgent:
+        weight, bias = layers[-1]
+        whole, all_biases = np.zeros((len(self.start), weight.shape[1]), np.float32), self.start.astype(np.float32)
+        whole[self._places], all_biases[self._places] = weight, bias
         return NumpyAgent(
             action=self.action,
             activation="tanh",
-            policy=layers,
-            log_std=np.full(self.outputs, NO_NOISE, np.float32),
+            policy=(*layers[:-1], (whole, all_biases)),
+            log_std=np.full(len(self.start), NO_NOISE, np.float32),
             about=about,
         )
 

@@ -62,14 +62,24 @@ def starting_numbers(init: str, given: Sequence[str], scenarios: Sequence[Scenar
     return found
 
 
-def starting_form(form: str, init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> Form:
-    """What is learned by evolution, and with what it begins (arguments and errors as `starting_action`)."""
+def starting_form(
+    form: str, init: str, given: Sequence[str], scenarios: Sequence[Scenario], learn: Sequence[str] = ()
+) -> Form:
+    """What is learned by evolution, and with what it begins (arguments and errors as `starting_action`).
+
+    Args:
+        learn: names of the numbers that are learned; none for all.
+    """
+    names = BOX_NAMES if form == "box" else () if form == ROUTE else NAMES
+    for name in learn:
+        if name not in names or learn.count(name) > 1:
+            raise UserError(f'es.learn: expected different ones of {", ".join(names) or "none"}, got "{name}"')
     if form == ROUTE:
         return starting_router(init, given, scenarios)
     action = starting_action(form, init, given, scenarios)
     if action is None:
         raise UserError("algo: es needs a place to begin: --init heuristic or tuned")
-    return Deciding(tuple(scenarios), form, action)
+    return Deciding(tuple(scenarios), form, action, tuple(sorted(names.index(name) for name in learn)))
 
 
 def starting_router(init: str, given: Sequence[str], scenarios: Sequence[Scenario]) -> Routing:

@@ -62,7 +62,7 @@ def _learn(
     task: Task, arguments: Arguments, checkpoint: Checkpoint | None, argv: list[str] | None, rivals: Rivals | None
 ) -> int:
     begins = (arguments.form, arguments.init, arguments.start, task.scenarios)
-    form = starting_form(*begins) if arguments.algo == "es" else None
+    form = starting_form(*begins, arguments.es.learn) if arguments.algo == "es" else None
     start = None if form is not None else starting_action(*begins)
     if checkpoint is None:
         begin(task, arguments, argv)

@@ -31,6 +31,7 @@ from llm_env.study import (
     CLAIRVOYANT,
     FIRST_REPORTED_SEED,
     LOOKAHEAD,
+    RULES,
     CellResult,
     Contender,
     Study,
@@ -41,7 +42,7 @@ from llm_env.study import (
     run_study,
     sort_cells,
 )
-from llm_env.tuned import tuned_policies
+from llm_env.tuned import tuned_policies, tuned_routers
 from llm_env.tuning import code_version
 from llm_env.workload import concrete, draw_workload
 
@@ -61,6 +62,7 @@ FAMILIES: dict[str, tuple[float, ...]] = {  # name of the scenario -> loads; non
 REFERENCES = ("sarathi-spf", "slack-fill", "moore-hodgson", "adaptive", "kv-aware", "role-switch")
 NO_RIVALS = ("random",)  # for the scale only
 BOUND = "any policy"  # label of the bound
+SCORE_RULE, ROUTED = "score", "adaptive@tuned"  # this project's routing rule; what serves behind each rule
 
 
 class Rival(NamedTuple):
@@ -142,13 +144,23 @@ def _policies(family: str, specs: list[str] | None) -> list[Rival]:
     if specs is None:
         known = tuned_policies(family)
         names = [name for name in baselines.POLICIES if name not in NO_RIVALS]
-        specs = [f"{name}@tuned" if name in known else name for name in names]
+        specs = [f"{name}@tuned" if name in known else name for name in names] + _routers(family)
     rivals = []
     for spec in specs:
         contender = baseline_contender(spec, family)
-        kind: Kind = "reference" if contender.policy in REFERENCES else "literature"
+        ours = contender.policy in REFERENCES and contender.router in ("", SCORE_RULE)
+        kind: Kind = "reference" if ours else "literature"
         rivals.append(Rival(spec, kind, settings_of(contender), (contender,)))
     return rivals
+
+
+def _routers(family: str) -> list[str]:
+    """Each routing rule with the strongest batches, where the scenario's own rule chooses among workers."""
+    if load_scenario(family).system.router != SCORE_RULE:
+        return []
+    tuned = tuned_routers(family)
+    rules = [f"{rule}@tuned" if rule in tuned else rule for rule in RULES if rule not in NO_RIVALS]
+    return [f"{ROUTED}/{rule}" for rule in rules if rule != SCORE_RULE]
 
 
 def _planners(scenario: Scenario, ahead: str, specs: list[str]) -> list[Rival]:
@@ -249,10 +261,11 @@ def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _training_s(contender: Contender) -> float | None:
-    import agents
+    """Seconds from the first validation to the last, of the folder of a run; of an agent without its run None."""
+    from agents.card import read_run
 
-    seconds: Any = agents.load(contender.agent).about.get("training_s")
-    return round(float(seconds), 1) if isinstance(seconds, int | float) else None
+    folder = Path(contender.agent)
+    return round(read_run(folder).seconds, 1) if (folder / "tb").is_dir() else None
 
 
 def _save_bound(base: Study, folder: Path) -> None:

@@ -26,11 +26,14 @@ START = to_unit(NEUTRAL)
 DECIDING = Deciding((SHORT,), "adaptive", START)
 
 
-def some_weights(hidden=(5,)):
+def statistics():
     rng = np.random.default_rng(3)
     mean = rng.normal(size=NUM_FEATURES).astype(np.float32)
-    scale = rng.uniform(0.1, 2.0, NUM_FEATURES).astype(np.float32)
-    return Weights((NUM_FEATURES, *hidden, len(START)), mean, scale)
+    return mean, rng.uniform(0.1, 2.0, NUM_FEATURES).astype(np.float32)
+
+
+def some_weights(hidden=(5,)):
+    return Weights((NUM_FEATURES, *hidden, len(START)), *statistics())
 
 
 def agent_of(weights, vector):
@@ -65,17 +68,19 @@ def test_it_starts_at_one_action_whatever_it_sees(hidden):
         assert np.abs(vector[: 5 * NUM_FEATURES]).min() > 0  # hidden layers that could not be moved would stay 0
 
 
-def test_scores_are_those_of_each_policy_alone():
-    weights = some_weights()
-    vectors = weights.start(START, np.random.default_rng(0)) + 0.3 * np.random.default_rng(1).normal(
+@pytest.mark.parametrize("learned", [(), (2, 4)])
+def test_scores_are_those_of_each_policy_alone(learned):
+    form = Deciding((SHORT,), "adaptive", START, learned)
+    weights = Weights((NUM_FEATURES, 5, form.outputs), *statistics())
+    vectors = weights.start(form.bias, np.random.default_rng(0)) + 0.3 * np.random.default_rng(1).normal(
         size=(3, weights.size)
     )
     seeds = np.array([[4, 5], [6, 4], [4, 5]])
-    population = Population(DECIDING, [drawn_from(SHORT)], 3, 2)
+    population = Population(form, [drawn_from(SHORT)], 3, 2)
     earned = population.earn(weights.unpack(vectors), seeds)
     assert earned.scores.shape == (3, 2)
     for k in range(3):
-        systems = run_agent(agent_of(weights, vectors[k]), SHORT, tuple(seeds[k].tolist()), record=False)
+        systems = run_agent(form.agent(weights.layers(vectors[k]), {}), SHORT, tuple(seeds[k].tolist()), record=False)
         assert earned.scores[k].tolist() == [systems.outcome(e)["slo_attainment"] for e in range(2)]
     assert earned.scores.std() > 0
     again = population.earn(weights.unpack(vectors), seeds)

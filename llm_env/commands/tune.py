@@ -72,8 +72,8 @@ def add_tune(commands: Any) -> None:
         type=integer(1, 100_000),
         default=60,
         metavar="N",
-        help="settings that are tried of each policy, the same number for a fair comparison; adaptive, with its twelve"
-        " numbers, gets three times as many (default: 60)",
+        help="settings that are tried of each policy, the same number for a fair comparison; adaptive and"
+        " role-switch, with their many numbers, get three times as many (default: 60)",
     )
     how.add_argument(
         "--router",
