@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baselines import POLICIES, parse_parameters, policy_info
+from baselines import parse_parameters
 from llm_env.command import exit_code, output_console
 from llm_env.commands.arguments import integer, number
+from llm_env.commands.lists import print_policies, print_scenarios
 from llm_env.commands.tune import add_tune
 from llm_env.commands.workload import add_workload
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
@@ -33,8 +32,6 @@ from llm_env.scenarios import (
     check_changes_of_trace,
     load_scenario,
     parse_changes,
-    preset_names,
-    scenario_names,
     service_from_text,
 )
 from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
@@ -128,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write requests.csv.gz, batches.csv.gz, summary.json and scenario.toml here",
     )
     give.add_argument("--json", action="store_true", help="print the summary as JSON, in seconds, instead of a table")
-    give.add_argument("--list-policies", action="store_true", help="print every policy and stop")
+    give.add_argument("--list-policies", action="store_true", help="print every policy and routing rule and stop")
     give.add_argument("--list-scenarios", action="store_true", help="print every scenario and service preset and stop")
     return parser
 
@@ -138,9 +135,9 @@ def _simulate(arguments: argparse.Namespace) -> None:
     console = output_console()
     if arguments.list_policies or arguments.list_scenarios:
         if arguments.list_policies:
-            _print_policies(console)
+            print_policies(console)
         if arguments.list_scenarios:
-            _print_scenarios(console)
+            print_scenarios(console)
         return
     policy, parameters = arguments.policy, parse_parameters(arguments.policy, arguments.set)
     scenario, requests = _problem(arguments)
@@ -368,36 +365,3 @@ def _print_summary(console: Console, s: Summary, run: dict[str, Any], scenario: 
     for row in rows:
         other.add_row(*row)
     console.print(other)
-
-
-def _print_policies(console: Console) -> None:
-    for name in POLICIES:
-        info = policy_info(name)
-        console.print(Text(name, "bold"))
-        _print_prose(console, info.summary)
-        for parameter in info.parameters:
-            kind = getattr(parameter.kind, "__name__", None)
-            kind = kind if isinstance(parameter.kind, type) else 'int or "slo"'
-            console.print(Text(f"  --set {parameter.name}={str(parameter.default).lower()}  ({kind})"))
-        _print_prose(console, info.rule)
-        console.print()
-
-
-def _print_prose(console: Console, text: str) -> None:
-    """Fills paragraphs anew; one begins after an empty line and with a capital word and a colon, such as "Source:"."""
-    for paragraph in re.split(r"\n\s*\n|\n(?=[A-Z][a-z]+: )", text.strip()):
-        filled = textwrap.wrap(" ".join(paragraph.split()), console.width - 2, break_long_words=False)
-        console.print(Text("\n".join(f"  {line}" for line in filled)), soft_wrap=True)
-
-
-def _print_scenarios(console: Console) -> None:
-    for name in scenario_names():
-        scenario = load_scenario(name)
-        console.print(Text(name, "bold"))
-        _print_prose(console, scenario.description)
-        console.print()
-    console.print(Text("service presets", "bold"))
-    for name in preset_names():
-        service = service_from_text(f"{name}:linear")
-        curve = f"{service.setup_ms:g},{service.per_token_ms:g},{service.free_tokens}"
-        console.print(Text(f"  {name:28s} {curve} as {name}:linear"))

@@ -27,6 +27,18 @@ Router = Literal[
     "score",
     "agent",
 ]
+ROUTER_MEANINGS: dict[str, str] = {  # of those that a user chooses; sources: `llm_env.router` and docs/routing.md
+    "shared": "one queue for all workers",
+    "round-robin": "in turn",
+    "least-tokens": "fewest outstanding tokens over speed",
+    "shortest-queue": "fewest unfinished requests",
+    "session-sticky": "where the session's last turn went, else least-tokens",
+    "random": "one of all, the same draws for every policy",
+    "weighted-round-robin": "in turn, in proportion to speed",
+    "shortest-expected-work": "fewest seconds of queued prefill, this prompt with them",
+    "power-of-two": "of two at random the one with fewer requests",
+    "score": "the least weighted sum of work, memory and misses ahead",
+}
 Worth = Annotated[float, Field(ge=-1e6, le=1e6)]  # milliseconds
 Speed = Annotated[float, Field(gt=0, le=1000)]
 MAX_WORKERS = 64

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from baselines import POLICIES
 from llm_env.cli import main
+from llm_env.dtypes import ROUTERS
 from llm_env.scenarios import scenario_names
 
 HEADER = "arrival_s,prompt_tokens,output_tokens\n"
@@ -196,7 +197,9 @@ def test_the_lists_are_too_wide_or_incomplete(capsys):
     assert main(["simulate", "--list-policies", "--list-scenarios"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert {*POLICIES, *scenario_names(), "service presets"} <= set(lines)
+    assert {*POLICIES, *scenario_names(), "service presets", "routing rules"} <= set(lines)
+    listed = {line.split()[0] for line in lines[lines.index("routing rules") :] if line.strip()}
+    assert {rule for rule in ROUTERS if rule != "agent"} <= listed
     assert '  --set token_budget=512  (int or "slo")' in lines
     assert sum(line.startswith("  Source: ") for line in lines) >= 8
     assert sum(line.startswith("  Rule: ") for line in lines) == len(POLICIES)
