@@ -53,6 +53,7 @@ class Row:
         difference: paired difference of the headline to that of the best baseline at this load (None for itself).
         means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles.
         unstable: the backlog grew, so that every time and backlog here depends on how long the run was.
+        slo_rule: the scenario's.
         headline_rule: what contenders are ranked by: the scenario's SLO rule, or WEIGHTED where there is that.
         empty_seeds: seeds without a measured request, left out for everybody: their workload is the same for all.
     """
@@ -67,6 +68,7 @@ class Row:
     means: dict[str, float]
     unstable: bool
     headline_rule: str
+    slo_rule: str
     empty_seeds: int = 0
 
     @property
@@ -128,6 +130,7 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
                     {name: _mean([c.summary[name] for c in mine]) for name in AVERAGED},
                     bool(np.mean([c.summary["unstable"] for c in mine]) > UNSTABLE_SHARE),
                     rule,
+                    study.scenario.slo.rule,
                     empty,
                 )
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -12,26 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_env.aggregate import Bounds, Row, aggregate, best_baseline, study_bounds
+from llm_env.cell_store import FOLDER, CellStore
 from llm_env.command import exit_code, output_console
-from llm_env.config import scenario_to_toml
-from llm_env.dtypes import NEVER, STATUS_NAMES
-from llm_env.errors import UserError
-from llm_env.files import staged_folder, write_csv
+from llm_env.errors import RequirementError, UserError, join_problems
+from llm_env.files import staged_folder
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
-from llm_env.provenance import provenance
+from llm_env.requirements import missed_requirements, parse_requirement
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.study import (
     AHEAD,
     FIRST_REPORTED_SEED,
-    REQUEST_COLUMNS,
     STANDARD_BASELINES,
     CellResult,
+    Store,
     Study,
     agent_contender,
     baseline_contender,
@@ -40,6 +37,7 @@ from llm_env.study import (
     sort_cells,
     trace_remarks,
 )
+from llm_env.study_files import results_of, to_json, write_study, write_times
 from llm_env.tables import UNSTABLE, slo_table, time_table
 from llm_env.tuned import tuned_policies
 from llm_env.workload import WHOLE, checked_trace_settings, is_closed, refuse_rate
@@ -103,8 +101,19 @@ class Arguments:
     out: str = "results/latest"
     """Folder for the results."""
 
+    fresh: bool = False
+    """Compute everything anew. Cells of a study that are in --out already, from the same settings and code, are
+    otherwise taken from there: what was stopped goes on, and more seeds or policies cost only what is new."""
+
     bound: bool = False
     """Also show attainment as a share of what no policy can pass on the same workloads (llm_env/bounds.py)."""
+
+    require: Annotated[tuple[str, ...], tyro.conf.arg(name="assert", metavar="POLICY.MEASURE>=VALUE ...")] = ()
+    """Exit with 4 if one of these does not hold at every load, like agent:mine.slo_attainment>=0.9; measures are the
+    fields of a row of results.json."""
+
+    json: bool = False
+    """Print results.json in place of the tables."""
 
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Parallel processes. The results do not depend on it."""
@@ -120,21 +129,60 @@ def _run(arguments: Arguments) -> int:
         _list_agents()
         return 0
     study = make_study(arguments)
+    requirements = [parse_requirement(text, study) for text in arguments.require]
     for remark in trace_remarks(study):
         sys.stderr.write(f"{remark}\n")
     bounds = study_bounds(study) if arguments.bound else None
     console = output_console()
     with staged_folder(arguments.out) as folder:
         began = time.monotonic()
-        cells = _run_with_progress(study, arguments.processes)
+        store = CellStore(Path(arguments.out) / FOLDER, study)
+        known = [] if arguments.fresh else store.found()
+        cells = _run_with_progress(study, arguments.processes, store, known)
         rows = aggregate(study, cells)
         seconds = time.monotonic() - began
-        write_results(study, rows, cells, folder, arguments, seconds, bounds)
+        results = results_of(study, rows, asdict_of(arguments), bounds)
+        write_study(folder, study, cells, results, repeating(arguments))
+        if len(known) < len(cells):  # else the times of the study are those of before
+            write_times(folder, seconds, len(cells) - len(known), arguments.processes)
         (folder / "plots").mkdir()
         draw(study, rows, cells, folder / "plots")
-    print_tables(study, rows, console, bounds)
-    console.print(f"{len(cells)} cells in {seconds:.1f} s; results in {arguments.out}", highlight=False, soft_wrap=True)
+    missed = missed_requirements(requirements, rows)
+    if arguments.json:
+        sys.stdout.write(to_json(results))
+    else:
+        print_tables(study, rows, console, bounds)
+        _say_where(console, arguments, len(cells), len(known), seconds)
+    if missed:
+        raise RequirementError(join_problems(missed))
     return 0
+
+
+def _say_where(console: Console, arguments: Arguments, cells: int, known: int, seconds: float) -> None:
+    kept = f", {known} of them kept from before" if known else ""
+    told = f"{cells} cells in {seconds:.1f} s{kept}; results in {arguments.out}"
+    console.print(told, highlight=False, soft_wrap=True)
+
+
+NO_RESULTS = ("processes", "fresh", "json")  # arguments on which no result depends
+
+
+def asdict_of(arguments: Arguments) -> dict[str, Any]:
+    """The arguments that results depend on, and where they lie."""
+    return {name: value for name, value in dataclasses.asdict(arguments).items() if name not in NO_RESULTS}
+
+
+def repeating(arguments: Arguments) -> list[str]:
+    """The words of the command that gives these results."""
+    words = ["python", "evaluate.py"]
+    for name in (each.name for each in dataclasses.fields(arguments) if each.name not in NO_RESULTS):
+        value, default = getattr(arguments, name), getattr(Arguments(), name)
+        if value == default:
+            continue
+        words.append("--assert" if name == "require" else f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += [str(each) for each in (value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def _list_agents() -> None:
@@ -197,13 +245,14 @@ def _specs(given: tuple[str, ...], scenario: str) -> tuple[str, ...]:
     return tuple(spec for name in given for spec in groups.get(name, (name,)))
 
 
-def _run_with_progress(study: Study, processes: int) -> list[CellResult]:
-    cells: list[CellResult] = []
+def _run_with_progress(study: Study, processes: int, store: Store, known: list[CellResult]) -> list[CellResult]:
+    cells = list(known)
+    done_before = {(cell.load, cell.contender, cell.seed) for cell in known}
     console = Console(stderr=True)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        for done, total, new in run_study(study, processes):
+        for done, total, new in run_study(study, processes, store, done_before):
             cells += new
             progress.update(task, completed=done, total=total)
     return sort_cells(study, cells)
@@ -266,68 +315,3 @@ def draw(study: Study, rows: list[Row], cells: list[CellResult], folder: Path) -
     present = {row.contender for row in at_load}
     names = [name for name in dict.fromkeys([*names, *highlighted(at_load)]) if name in present][:4]
     plot_batches([c for c in cells if c.load == load], names, folder / "batches.png", scenario, where)
-
-
-# ---- what is written -----------------------------------------------------------------------------------------------
-def write_results(
-    study: Study,
-    rows: list[Row],
-    cells: list[CellResult],
-    folder: Path,
-    arguments: Arguments,
-    seconds: float,
-    bounds: Bounds | None = None,
-) -> None:
-    """results.json, cells.csv, requests.csv.gz and scenario.toml. In cells.csv the same seeds give the same bytes."""
-    known = {} if bounds is None else {"bounds": [{"load": load, **by_rule} for load, by_rule in bounds.items()]}
-    results = {
-        "arguments": dataclasses.asdict(arguments),
-        "scenario": study.scenario.model_dump(mode="json", exclude_none=True),
-        "seeds": list(study.seeds[:1] if study.trace else study.seeds),
-        "replications": "blocks" if study.trace else "seeds",
-        "rows": [row.to_dict() for row in rows],
-        **known,
-        "seconds": round(seconds, 3),
-        **provenance(),
-    }
-    (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "scenario.toml").write_text(scenario_to_toml(study.scenario), encoding="utf-8")
-    write_csv(folder / "cells.csv", cell_columns(cells))
-    write_csv(folder / "requests.csv.gz", request_columns(cells))
-
-
-def cell_columns(cells: list[CellResult]) -> dict[str, Any]:
-    """Columns of cells.csv: a row per contender, load and seed."""
-    columns: dict[str, Any] = {
-        "load": np.array([math.nan if c.load is None else c.load for c in cells]),
-        "policy": [_field(c.contender) for c in cells],
-        "seed": np.array([c.seed for c in cells]),
-    }
-    for name, value in cells[0].summary.items():
-        values = [c.summary[name] for c in cells]
-        columns[name] = values if isinstance(value, str) else np.array(values)
-    return columns
-
-
-def request_columns(cells: list[CellResult]) -> dict[str, Any]:
-    """Columns of requests.csv.gz: a row per request of every cell, times in seconds, NaN where one never came."""
-    sizes = [len(c.requests["row"]) for c in cells]
-    columns: dict[str, Any] = {
-        "load": np.repeat([math.nan if c.load is None else c.load for c in cells], sizes),
-        "policy": [_field(c.contender) for c, size in zip(cells, sizes, strict=True) for _ in range(size)],
-        "seed": np.repeat([c.seed for c in cells], sizes),
-    }
-    for name in REQUEST_COLUMNS:
-        values = np.concatenate([c.requests[name] for c in cells])
-        if name == "status":
-            columns[name] = [STATUS_NAMES[k] for k in values.tolist()]
-        elif values.dtype.kind == "f":
-            columns[name] = np.where(values == NEVER, math.nan, values)
-        else:
-            columns["request" if name == "row" else name] = values
-    return columns
-
-
-def _field(text: str) -> str:
-    """A text as a CSV field: quoted if it must be."""
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("llm-env", "gymnasium", "numpy", "numba", "scipy", "torch", "stable-baselines3", "sb3-contrib")
+SOURCES = ("llm_env", "baselines", "agents")  # packages that lie side by side
 
 
 def versions() -> dict[str, str]:
@@ -37,6 +39,18 @@ def git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
+
+
+def code_hash() -> str:
+    """SHA-256 over all that results depend on beside their settings: this project's sources, and numpy and numba."""
+    root = Path(__file__).resolve().parent.parent
+    found = versions()
+    digest = hashlib.sha256(" ".join(found.get(name, "") for name in ("python", "numpy", "numba", "scipy")).encode())
+    for package in SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(root)} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
 
 
 def provenance() -> dict[str, Any]:

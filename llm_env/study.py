@@ -9,16 +9,17 @@ of seeds.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -284,12 +285,32 @@ def _result(
         load,
         contender.label,
         seed,
-        summarise(state, scenario).to_dict(),
+        summarise(state, scenario).to_dict() | _hashes(state, by_row),
         columns,
         np.column_stack([values, counts]) if len(values) else np.zeros((0, 2)),
         state.batch_log[: int(system["num_batches"])].copy() if keep else state.batch_log[:0].copy(),
         blocks,
     )
+
+
+WORKLOAD = ("prompt_tokens", "output_tokens", "ttft_target_s", "tbt_target_s", "weight", "slo_class")  # and arrivals
+
+FINAL = (
+    *("status", "computed_tokens", "emitted_tokens", "last_token_s", "first_scheduled_s", "first_token_s", "finish_s"),
+    *("max_tbt_s", "late_gaps", "late_tokens", "evictions", "worker"),
+)  # what a run has written of a request
+
+
+def _hashes(state: State, by_row: np.ndarray) -> dict[str, str]:
+    """What identifies what came in and what came out of a run, 16 hex digits each."""
+    workload, final = hashlib.sha256(), hashlib.sha256()
+    for name in ("arrival_s", *WORKLOAD):
+        workload.update(np.ascontiguousarray(by_row[name]).tobytes())
+    for name in FINAL:
+        final.update(np.ascontiguousarray(by_row[name]).tobytes())
+    for name in ("now_s", "busy_s", "epoch", "num_batches"):
+        final.update(np.ascontiguousarray(state.system[name]).tobytes())
+    return {"workload_sha256": workload.hexdigest()[:16], "final_sha256": final.hexdigest()[:16]}
 
 
 REQUEST_COLUMNS = (
@@ -309,19 +330,43 @@ REQUEST_COLUMNS = (
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------
-def units(study: Study) -> list[tuple[Contender, float | None, tuple[int, ...]]]:
-    """The study in pieces for processes: one contender, one load, some seeds."""
-    seeds = study.seeds[:1] if study.trace else study.seeds
+Piece = tuple[Contender, float | None, tuple[int, ...]]
+Known = Collection[tuple[float | None, str, int]]  # load, label and seed of cells
+
+
+class Store(Protocol):
+    """Where cells are kept as soon as they are there; it goes to other processes."""
+
+    def keep(self, cells: Iterable[CellResult]) -> None: ...
+
+
+def units(study: Study, known: Known = ()) -> list[Piece]:
+    """The study in pieces for processes: one contender, one load, some seeds. Args: known: cells that are left out."""
+    all_seeds = study.seeds[:1] if study.trace else study.seeds
     pieces = []
     for load in study.load_labels():
         for contender in study.contenders:
+            seeds = tuple(seed for seed in all_seeds if (load, contender.label, seed) not in known)
             size = len(seeds) if contender.agent else max(1, -(-len(seeds) // 2))
             pieces += [(contender, load, seeds[k : k + size]) for k in range(0, len(seeds), size)]
     return pieces
 
 
-def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[CellResult]]]:
+def _run_and_keep(study: Study, store: Store | None, piece: Piece) -> list[CellResult]:
+    cells = run_unit(study, *piece)
+    if store is not None:
+        store.keep(cells)
+    return cells
+
+
+def run_study(
+    study: Study, processes: int, store: Store | None = None, known: Known = ()
+) -> Iterator[tuple[int, int, list[CellResult]]]:
     """Runs all cells; the results do not depend on the number of processes.
+
+    Args:
+        store: keeps each piece's cells.
+        known: cells that are not run.
 
     Others than this one are started for what is left after ALONE_S: small studies are done before a process has begun.
 
@@ -333,10 +378,10 @@ def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[Cel
     """
     if not study.contenders or not study.seeds:
         raise UserError("nothing to compare: give at least one baseline or agent, and one seed")
-    pieces = units(study)
+    pieces = units(study, known)
     if processes <= 1:
-        for done, (contender, load, seeds) in enumerate(pieces, 1):
-            yield done, len(pieces), run_unit(study, contender, load, seeds)
+        for done, piece in enumerate(pieces, 1):
+            yield done, len(pieces), _run_and_keep(study, store, piece)
         return
     first = {bool(contender.agent): k for k, (contender, *_) in reversed(list(enumerate(pieces)))}
     here = sorted(first.values())  # a baseline and an agent: they compile into the cache that the children read
@@ -346,7 +391,7 @@ def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[Cel
         if done >= len(here) and time.monotonic() >= alone_until:
             break
         done += 1
-        yield done, len(pieces), run_unit(study, *pieces[k])
+        yield done, len(pieces), _run_and_keep(study, store, pieces[k])
         if done == len(here):
             alone_until = time.monotonic() + ALONE_S
     if done == len(pieces):
@@ -357,7 +402,7 @@ def run_study(study: Study, processes: int) -> Iterator[tuple[int, int, list[Cel
         os.environ.setdefault(name, "1")  # processes are used for cores: the children read this when they load numpy
     pool = ProcessPoolExecutor(min(processes, len(elsewhere)), context)
     try:
-        futures = [pool.submit(run_unit, study, *piece) for piece in elsewhere]
+        futures = [pool.submit(_run_and_keep, study, store, piece) for piece in elsewhere]
         for more, future in enumerate(as_completed(futures), 1):
             yield done + more, len(pieces), future.result()
     except BrokenProcessPool:

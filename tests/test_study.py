@@ -88,7 +88,8 @@ def test_results_name_everything_they_came_from(short, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["seeds"] == [2_000_000, 2_000_001]
     assert {"python", "numpy", "numba"} <= set(results["versions"])
-    assert {"command", "git_commit", "arguments", "scenario"} <= set(results)
+    assert {"git_commit", "arguments", "scenario"} <= set(results)
+    assert (out / "repro.sh").read_text().startswith("#!/bin/sh\n")
     row = results["rows"][0]
     assert row["policy"] == "sarathi:slo"
     for rule in ("max", "p99", "deadline"):
