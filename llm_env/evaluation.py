@@ -21,6 +21,7 @@ from llm_env.command import exit_code, output_console
 from llm_env.errors import RequirementError, UserError, join_problems
 from llm_env.files import staged_folder
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
+from llm_env.replications import precise_enough, with_warmup
 from llm_env.requirements import missed_requirements, parse_requirement
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.study import (
@@ -86,6 +87,15 @@ class Arguments:
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """How many seeds, each one workload that all policies meet."""
 
+    precision: float | None = None
+    """Add seeds until half of each 95 % interval is within this share of its mean (of 0.1 where that is smaller)."""
+
+    most_seeds: int = 1000
+    """Where --precision gives up."""
+
+    warmup_s: str | None = None
+    """Measure arrivals from then on: seconds, or "auto" to find them by MSER-5; the scenario's own by default."""
+
     first_seed: int = FIRST_REPORTED_SEED
     """The first of them. From 2,000,000 on seeds are for reporting; do not train or tune on these."""
 
@@ -132,19 +142,20 @@ def _run(arguments: Arguments) -> int:
     requirements = [parse_requirement(text, study) for text in arguments.require]
     for remark in trace_remarks(study):
         sys.stderr.write(f"{remark}\n")
-    bounds = study_bounds(study) if arguments.bound else None
+    if arguments.warmup_s is not None:
+        study, remarks = with_warmup(study, arguments.warmup_s, arguments.processes)
+        for remark in remarks:
+            sys.stderr.write(f"{remark}\n")
     console = output_console()
     with staged_folder(arguments.out) as folder:
         began = time.monotonic()
-        store = CellStore(Path(arguments.out) / FOLDER, study)
-        known = [] if arguments.fresh else store.found()
-        cells = _run_with_progress(study, arguments.processes, store, known)
-        rows = aggregate(study, cells)
+        study, rows, cells, kept = _run_to_precision(study, arguments)
+        bounds = study_bounds(study) if arguments.bound else None
         seconds = time.monotonic() - began
         results = results_of(study, rows, asdict_of(arguments), bounds)
         write_study(folder, study, cells, results, repeating(arguments))
-        if len(known) < len(cells):  # else the times of the study are those of before
-            write_times(folder, seconds, len(cells) - len(known), arguments.processes)
+        if kept < len(cells):  # else the times of the study are those of before
+            write_times(folder, seconds, len(cells) - kept, arguments.processes)
         (folder / "plots").mkdir()
         draw(study, rows, cells, folder / "plots")
     missed = missed_requirements(requirements, rows)
@@ -152,10 +163,33 @@ def _run(arguments: Arguments) -> int:
         sys.stdout.write(to_json(results))
     else:
         print_tables(study, rows, console, bounds)
-        _say_where(console, arguments, len(cells), len(known), seconds)
+        _say_where(console, arguments, len(cells), kept, seconds)
     if missed:
         raise RequirementError(join_problems(missed))
     return 0
+
+
+def _run_to_precision(study: Study, arguments: Arguments) -> tuple[Study, list[Row], list[CellResult], int]:
+    """Runs the study, and with --precision half as many seeds again until it is reached.
+
+    Returns:
+        The study with all seeds, its rows and cells, and how many of these were there before.
+    """
+    kept = None
+    while True:
+        store = CellStore(Path(arguments.out) / FOLDER, study)
+        known = [] if arguments.fresh and kept is None else store.found()
+        kept = len(known) if kept is None else kept
+        cells = _run_with_progress(study, arguments.processes, store, known)
+        rows = aggregate(study, cells)
+        if arguments.precision is None or precise_enough(rows, arguments.precision):
+            return study, rows, cells, kept
+        more = min(len(study.seeds) + (len(study.seeds) + 1) // 2, arguments.most_seeds)
+        if more <= len(study.seeds):
+            sys.stderr.write(f"precision: not reached with {len(study.seeds)} seeds (--most-seeds)\n")
+            return study, rows, cells, kept
+        seeds = tuple(range(arguments.first_seed, arguments.first_seed + more))
+        study = dataclasses.replace(study, seeds=seeds)
 
 
 def _say_where(console: Console, arguments: Arguments, cells: int, known: int, seconds: float) -> None:
@@ -205,6 +239,12 @@ def make_study(arguments: Arguments) -> Study:
         raise UserError(f"seeds: expected 1 to 1000000, got {arguments.seeds}")
     if arguments.first_seed < 0:
         raise UserError(f"first-seed: expected at least 0, got {arguments.first_seed}")
+    if arguments.precision is not None and not 0 < arguments.precision < 1:
+        raise UserError(f"precision: expected more than 0 and less than 1, got {arguments.precision:g}")
+    if arguments.precision is not None and (arguments.trace is not None or arguments.seeds < 2):
+        raise UserError("precision: needs at least 2 seeds, and no trace, whose blocks are all there are")
+    if not 1 <= arguments.most_seeds <= 1_000_000:
+        raise UserError(f"most-seeds: expected 1 to 1000000, got {arguments.most_seeds}")
     if not 1 <= arguments.processes <= 1024:
         raise UserError(f"processes: expected 1 to 1024, got {arguments.processes}")
     for load in arguments.loads:
