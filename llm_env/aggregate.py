@@ -167,6 +167,19 @@ def best_baseline(rows: list[Row], load: float | None) -> str | None:
     return found[0] if found else None
 
 
+def headline_samples(study: Study, cells: list[CellResult]) -> dict[tuple[float | None, str], dict[int, float]]:
+    """What contenders are ranked by: load and label -> seed (or number of a block) -> attainment."""
+    found: dict[tuple[float | None, str], dict[int, float]] = {}
+    rule = WEIGHTED if study.weighted else study.scenario.slo.rule
+    for cell in cells:
+        if cell.summary["num_requests"] == 0:
+            continue
+        values = _samples([cell], study.weighted)[rule]
+        numbers = range(len(values)) if cell.blocks else (cell.seed,)
+        found.setdefault((cell.load, cell.contender), {}).update(zip(numbers, values.tolist(), strict=True))
+    return found
+
+
 def _samples(cells: list[CellResult], weighted: bool) -> dict[str, np.ndarray]:
     """The replications of a row under each rule, and WEIGHTED: blocks of the one run of a trace, else seeds."""
     if cells[0].blocks:

@@ -22,7 +22,7 @@ from llm_env.config import Scenario
 from llm_env.dtypes import BATCH
 from llm_env.errors import InputOutputError
 from llm_env.provenance import code_hash
-from llm_env.study import CellResult, Contender, Study, at_this_load
+from llm_env.study import CellResult, Contender, Study, at_this_load, traffic_at
 
 FORMAT = 1
 FOLDER, SUFFIX = "cells", ".npz"
@@ -48,7 +48,8 @@ class CellStore:
         """The file of a cell."""
         study = self._study
         if load not in self._scenarios:
-            self._scenarios[load] = _settings(at_this_load(study, load)[0])
+            traffic = None if study.traffic is None else _settings(traffic_at(study, load))
+            self._scenarios[load] = [_settings(at_this_load(study, load)[0]), traffic]
         what = {
             "format": FORMAT,
             "code": self._code,

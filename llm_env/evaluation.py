@@ -41,6 +41,7 @@ from llm_env.study import (
 from llm_env.study_files import results_of, to_json, write_study, write_times
 from llm_env.tables import UNSTABLE, slo_table, time_table
 from llm_env.tuned import tuned_policies
+from llm_env.what_if import Effect, changed_study, effects, effects_table
 from llm_env.workload import WHOLE, checked_trace_settings, is_closed, refuse_rate
 
 
@@ -118,6 +119,10 @@ class Arguments:
     bound: bool = False
     """Also show attainment as a share of what no policy can pass on the same workloads (llm_env/bounds.py)."""
 
+    what_if: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE[;KEY=VALUE] ...")] = ()
+    """Also run the same requests on a changed system, once for each: system.kv.blocks=64100, "system.workers=2;
+    system.router=shortest-queue", slo.classes.0.ttft_ms=1000, or service=PRESET, and tell what the change makes."""
+
     require: Annotated[tuple[str, ...], tyro.conf.arg(name="assert", metavar="POLICY.MEASURE>=VALUE ...")] = ()
     """Exit with 4 if one of these does not hold at every load, like agent:mine.slo_attainment>=0.9; measures are the
     fields of a row of results.json."""
@@ -139,6 +144,8 @@ def _run(arguments: Arguments) -> int:
         _list_agents()
         return 0
     study = make_study(arguments)
+    for text in arguments.what_if:
+        changed_study(study, text)  # which says at once what is wrong
     requirements = [parse_requirement(text, study) for text in arguments.require]
     for remark in trace_remarks(study):
         sys.stderr.write(f"{remark}\n")
@@ -151,8 +158,11 @@ def _run(arguments: Arguments) -> int:
         began = time.monotonic()
         study, rows, cells, kept = _run_to_precision(study, arguments)
         bounds = study_bounds(study) if arguments.bound else None
+        changes = [effect for text in arguments.what_if for effect in _run_what_if(study, cells, text, arguments)]
         seconds = time.monotonic() - began
         results = results_of(study, rows, asdict_of(arguments), bounds)
+        if changes:
+            results["what_if"] = [effect.to_dict() for effect in changes]
         write_study(folder, study, cells, results, repeating(arguments))
         if kept < len(cells):  # else the times of the study are those of before
             write_times(folder, seconds, len(cells) - kept, arguments.processes)
@@ -163,6 +173,10 @@ def _run(arguments: Arguments) -> int:
         sys.stdout.write(to_json(results))
     else:
         print_tables(study, rows, console, bounds)
+        for load in study.load_labels() if changes else ():
+            at = "" if load is None else f" at load {load:g}"
+            title = f"{_where(study)}{at}: the same requests on a changed system"
+            console.print(effects_table([e for e in changes if e.row.load == load], title))
         _say_where(console, arguments, len(cells), kept, seconds)
     if missed:
         raise RequirementError(join_problems(missed))
@@ -190,6 +204,13 @@ def _run_to_precision(study: Study, arguments: Arguments) -> tuple[Study, list[R
             return study, rows, cells, kept
         seeds = tuple(range(arguments.first_seed, arguments.first_seed + more))
         study = dataclasses.replace(study, seeds=seeds)
+
+
+def _run_what_if(study: Study, cells: list[CellResult], text: str, arguments: Arguments) -> list[Effect]:
+    changed = changed_study(study, text)
+    store = CellStore(Path(arguments.out) / FOLDER, changed)
+    known = [] if arguments.fresh else store.found()
+    return effects(study, cells, text, changed, _run_with_progress(changed, arguments.processes, store, known))
 
 
 def _say_where(console: Console, arguments: Arguments, cells: int, known: int, seconds: float) -> None:

@@ -48,6 +48,7 @@ _PROGRAMS = (
     "replications",
     "requirements",
     "warmup",
+    "what_if",
     "search",
     "simulate",
     "study",

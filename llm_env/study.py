@@ -157,6 +157,7 @@ class Study:
         trace: a file to run whole in place of drawn workloads.
         time_scale: factor on the trace's arrival times.
         trace_part: shares of the trace's time between which it is run.
+        traffic: whose traffic the workloads are, at its rates, if not that of `scenario`; promises are of `scenario`.
     """
 
     scenario: Scenario
@@ -166,6 +167,7 @@ class Study:
     trace: str | None = None
     time_scale: float = 1.0
     trace_part: tuple[float, float] = WHOLE
+    traffic: Scenario | None = None
 
     def __post_init__(self) -> None:
         if self.trace is not None:
@@ -222,7 +224,7 @@ def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray
     if study.trace is None:
         return (study.scenario if load is None else with_changes(study.scenario, {"workload.load": load})), None
     requests = _trace(study)[0]
-    requests = at_load(requests, study.scenario, load) if load is not None else requests.copy()
+    requests = at_load(requests, study.traffic or study.scenario, load) if load is not None else requests.copy()
     requests["arrival_s"] -= requests["arrival_s"][0]  # when the log began is no matter
     end_s = float(requests["arrival_s"][-1])
     horizon_s = 2.0 * end_s + study.scenario.episode.horizon_s
@@ -230,6 +232,14 @@ def at_this_load(study: Study, load: float | None) -> tuple[Scenario, np.ndarray
         raise UserError(f"{study.trace}: lasts {end_s:g} s after scaling, too long: at most {MAX_SECONDS / 2:g} s")
     episode = {"arrivals_s": end_s + 1.0, "warmup_s": 0.0, "horizon_s": horizon_s}
     return with_changes(study.scenario, {"episode": episode}), requests
+
+
+def traffic_at(study: Study, load: float | None) -> Scenario:
+    """The scenario whose workloads are run at a load."""
+    if study.traffic is None:
+        return at_this_load(study, load)[0]
+    given = study.traffic if load is None else with_changes(study.traffic, {"workload.load": load})
+    return given.model_copy(update={"slo": study.scenario.slo})
 
 
 def run_unit(study: Study, contender: Contender, load: float | None, seeds: tuple[int, ...]) -> list[CellResult]:
@@ -241,7 +251,7 @@ def run_unit(study: Study, contender: Contender, load: float | None, seeds: tupl
         scenario = with_changes(scenario, {"system.routing": dict(contender.weights)})
 
     def workload(seed: int) -> np.ndarray:
-        return draw_workload(scenario, seed) if trace is None else trace
+        return draw_workload(traffic_at(study, load), seed) if trace is None else trace
 
     if contender.agent:
         import agents

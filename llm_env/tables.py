@@ -37,12 +37,12 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
     if bound is not None:
         table.add_column("of the\nbound, %", justify="right", no_wrap=True)
     for row in rows:
-        difference = "best" if row.difference is None else _points(row.difference)
+        difference = "best" if row.difference is None else points_text(row.difference)
         share = 100 * row.attainment[rule].mean / bound if bound else math.nan
         of_bound = [] if bound is None else [_figure(share, 1)]
         table.add_row(
             _name(row),
-            *(_percent(row.attainment[name]) for name in (*SLO_RULES, *([WEIGHTED] if weighted else []))),
+            *(percent_text(row.attainment[name]) for name in (*SLO_RULES, *([WEIGHTED] if weighted else []))),
             _figure(row.means["goodput_per_s"], 3),
             _figure(100 * row.means["ttft_attainment"], 1),
             difference,
@@ -97,11 +97,13 @@ def _name(row: Row) -> Text:
     return text
 
 
-def _percent(interval: Interval) -> str:
+def percent_text(interval: Interval) -> str:
+    """A share in percent with half its interval."""
     return f"{100 * interval.mean:.1f}{_half(interval, 100, 1)}"
 
 
-def _points(interval: Interval) -> str:
+def points_text(interval: Interval) -> str:
+    """A difference of shares in points with half its interval."""
     return f"{100 * interval.mean:+.1f}{_half(interval, 100, 1)}"
 
 
