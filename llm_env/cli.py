@@ -22,6 +22,7 @@ from baselines import parse_parameters
 from llm_env.command import exit_code, output_console
 from llm_env.commands.arguments import integer, number
 from llm_env.commands.lists import print_policies, print_scenarios
+from llm_env.commands.sizing import add_sizing
 from llm_env.commands.tune import add_tune
 from llm_env.commands.workload import add_workload
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     add_workload(commands)
     add_tune(commands)
+    add_sizing(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",

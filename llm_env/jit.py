@@ -51,6 +51,7 @@ _PROGRAMS = (
     "what_if",
     "search",
     "simulate",
+    "sizing",
     "study",
     "study_files",
     "statistics",
