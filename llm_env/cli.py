@@ -23,6 +23,7 @@ from llm_env.command import exit_code, output_console
 from llm_env.commands.arguments import integer, number
 from llm_env.commands.lists import print_policies, print_scenarios
 from llm_env.commands.sizing import add_sizing
+from llm_env.commands.timeline import add_timeline, check_timeline, write_timeline_of
 from llm_env.commands.tune import add_tune
 from llm_env.commands.workload import add_workload
 from llm_env.config import EpisodeSettings, Scenario, SystemSettings, with_changes
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="write requests.csv.gz, batches.csv.gz, summary.json and scenario.toml here",
     )
+    add_timeline(give)
     give.add_argument("--json", action="store_true", help="print the summary as JSON, in seconds, instead of a table")
     give.add_argument("--list-policies", action="store_true", help="print every policy and routing rule and stop")
     give.add_argument("--list-scenarios", action="store_true", help="print every scenario and service preset and stop")
@@ -141,9 +143,10 @@ def _simulate(arguments: argparse.Namespace) -> None:
         if arguments.list_scenarios:
             print_scenarios(console)
         return
+    check_timeline(arguments)
     policy, parameters = arguments.policy, parse_parameters(arguments.policy, arguments.set)
     scenario, requests = _problem(arguments)
-    checked_policy(scenario, policy, parameters)
+    decide = checked_policy(scenario, policy, parameters)
     window = EVERYTHING if arguments.trace else (None, None)
     run = {
         "policy": policy,
@@ -153,6 +156,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
         "trace": arguments.trace,
         "time_scale": (arguments.time_scale or 1.0) if arguments.trace else None,
     }
+    remark = write_timeline_of(arguments, scenario, decide, requests, run)
 
     if arguments.out is None:
         state = simulate(scenario, requests, policy, parameters, arguments.seed, in_place=True)
@@ -168,6 +172,8 @@ def _simulate(arguments: argparse.Namespace) -> None:
         _print_summary(console, summary, run, scenario)
         if arguments.out is not None:
             console.print(Text(f"\n{', '.join(FILES)} are in {arguments.out}"), soft_wrap=True)
+        if remark:
+            console.print(Text(f"\n{remark}"), soft_wrap=True)
 
 
 def _problem(arguments: argparse.Namespace) -> tuple[Scenario, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llm_env.config import Scenario
 from llm_env.features import FEATURES
 from llm_env.ranking import REQUEST_FEATURES, observed
 from llm_env.records import MOST_RANKED, QUEUE_ORDERS
-from llm_env.render import History, render_ansi, render_rgb
+from llm_env.render import History, render_ansi, render_rgb, show_text
 from llm_env.reward import REWARD_TERMS
 from llm_env.spaces import Given, action_space, observation_space, resolve_episodes
 from llm_env.systems import NUM_TRAINING_SEEDS, Systems
@@ -108,7 +109,7 @@ is terminated by its first step, whatever the action, with reward 0.
 | trace | None | a trace file: episodes are windows of it in place of drawn traffic |
 | time_scale | 1.0 | factor on the trace's arrival times |
 | trace_part | (0, 1) | shares of the trace's time: windows lie between them, so (0, 0.7) and (0.7, 1) have nothing in common |
-| render_mode | None | "ansi" or "rgb_array" |
+| render_mode | None | "ansi": render() gives a text; "rgb_array": a picture; "human": each reset and step prints the text |
 
 ## Vectorized environment
 `gym.make_vec("llm_env:llm_env/Serving-v0", num_envs=N)` advances N systems in one compiled call; sub-environment i with
@@ -190,7 +191,7 @@ class ServingEnv(SystemEnv):
     __doc__ = _page()
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": ["ansi", "rgb_array"],
+        "render_modes": ["ansi", "rgb_array", "human"],
         "render_fps": 10,
     }
 
@@ -225,6 +226,8 @@ class ServingEnv(SystemEnv):
         """Starts an episode: with a seed, that seed's workload; without, the next one that the generator draws."""
         begun = super().reset(seed=seed, options=options)
         self._history = History() if self.render_mode is not None else None
+        if self.render_mode == "human":
+            self.render()
         return begun
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -234,13 +237,19 @@ class ServingEnv(SystemEnv):
         step = systems.step_alone(action)
         if history is not None:
             history.note(systems.state(0), worker)
+            if self.render_mode == "human":
+                self.render()
         if step[2] or step[3]:
             step[4].update(systems.outcome(0))
         return step
 
     def render(self) -> Any:
-        """Text ("ansi") or a (height, width, 3) uint8 picture ("rgb_array") of the present state."""
+        """The present state: text ("ansi"), a (height, width, 3) uint8 picture ("rgb_array"), or None ("human", for which
+        the text is printed, as every reset and step does by itself).
+        """
         if self.render_mode is None or self._history is None:
             return None
+        if self.render_mode == "human":
+            return show_text(render_ansi(self._systems.state(0), self._history), sys.stdout)
         draw = render_ansi if self.render_mode == "ansi" else render_rgb
         return draw(self._systems.state(0), self._history)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from math import ceil, log10
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -159,6 +159,12 @@ def render_ansi(state: State, history: History) -> str:
     shares = [_BLOCKS[ceil(8 * b.prefill_tokens / max(1, b.prefill_tokens + b.decode_tokens))] for b in last]
     lines.append(f"share of prefill        {''.join(shares)}".rstrip())
     return "\n".join(line[:80] for line in lines) + "\n"
+
+
+def show_text(text: str, out: TextIO) -> None:
+    """Writes a picture of `render_ansi`: over the one before on a terminal, else after it and an empty line."""
+    out.write("\x1b[H\x1b[J" + text if out.isatty() else text + "\n")
+    out.flush()
 
 
 # ---- image ---------------------------------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ FLOORS = {
     "agents.*": 5,
     # 6: programs
     "llm_env.simulate": 6,
+    "llm_env.recorder": 6,
+    "llm_env.timeline": 6,
     "llm_env.study": 6,
     "llm_env.tuning": 6,
     "llm_env.rivals": 6,
@@ -233,6 +235,9 @@ ALLOWED = {
     ("baselines.*", "baselines.*"): "the table lists the policies; one may refine another",
     ("agents.*", "agents.*"): "one package",
     ("llm_env.cli", "llm_env.simulate"): "a command",
+    ("llm_env.timeline", "llm_env.recorder"): "a recording is shown",
+    ("llm_env.commands.*", "llm_env.recorder"): "a command records a run",
+    ("llm_env.commands.*", "llm_env.timeline"): "and writes it as a timeline",
     ("llm_env.cli", "llm_env.commands.*"): "commands",
     ("llm_env.commands.*", "llm_env.commands.*"): "they read arguments in one way",
     ("llm_env.commands.*", "llm_env.plots"): "a command draws",

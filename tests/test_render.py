@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from toy import toy_state
@@ -13,7 +16,7 @@ from toy import toy_state
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE
 from llm_env.records import decision, snapshot
-from llm_env.render import HEIGHT, MAX_BATCHES, WIDTH, BatchNote, History, render_ansi, render_rgb
+from llm_env.render import HEIGHT, MAX_BATCHES, WIDTH, BatchNote, History, render_ansi, render_rgb, show_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RED = (0xD5, 0x5E, 0x00)  # hopeless or late
@@ -140,3 +143,43 @@ def test_importing_it_loads_no_drawing_library():
     code = "import sys, llm_env.render; print([m for m in ('matplotlib', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- in a terminal -------------------------------------------------------------------------------------------------
+def test_human_rendering_needs_a_call_or_prints_another_picture_than_ansi(capsys):
+    changes = {"episode.arrivals_s": 20.0}
+    human, ansi = (gym.make("llm_env:llm_env/Serving-v0", changes=changes, render_mode=m) for m in ("human", "ansi"))
+    human.reset(seed=5)
+    ansi.reset(seed=5)
+    pictures = [ansi.render()]
+    assert capsys.readouterr().out == f"{pictures[0]}\n"
+    for action in ([7, 2, 1, 0], [4, 1, 2, 3], [0, 0, 0, 1]):
+        human.step(np.array(action))
+        ansi.step(np.array(action))
+        pictures.append(ansi.render())
+        assert capsys.readouterr().out == f"{pictures[-1]}\n"
+    assert len(set(pictures)) == 4
+    assert human.render() is None
+    assert capsys.readouterr().out == f"{pictures[-1]}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_pictures_in_a_terminal_run_down_the_screen():
+    out = Terminal()
+    show_text("one\n", out)
+    show_text("two\n", out)
+    assert out.getvalue() == "\x1b[H\x1b[Jone\n\x1b[H\x1b[Jtwo\n"
+
+
+def test_human_rendering_does_not_pass_the_checks_of_gymnasium(capsys):
+    env = gym.make("llm_env:llm_env/Serving-v0", changes={"episode.arrivals_s": 20.0}, render_mode="human")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.reset(seed=1)
+        env.step(env.action_space.sample())
+    assert env.unwrapped.render_mode == "human"
+    assert capsys.readouterr().out.startswith("t = ")
