@@ -91,8 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar=("LABEL", "FOLDER"),
-        help="an agent: a label and the folders (or shipped names) of its trainings, as runs/{family}-*, where {family}"
-        " is the family's name; families without such a folder are left out. May be given several times",
+        help="an agent: a label and the folders (or shipped names) of its trainings, as agent:{family}"
+        " runs/{family}/seed-*, where {family} is the family's name; families without such a folder are left out. May"
+        " be given several times",
     )
     parser.add_argument(
         "--lookahead",
@@ -185,7 +186,8 @@ def settings_of(contender: Contender) -> str:
 
 def _agents(family: str, given: list[list[str]]) -> list[Rival]:
     rivals = []
-    for label, *folders in given:
+    for pattern, *folders in given:
+        label = pattern.format(family=family)
         if not folders:
             raise UserError(f"--agent {label}: expected a label and at least one folder")
         paths = []

@@ -288,7 +288,7 @@ def _gaps(state: State) -> dict[str, Any]:
     values = weighted_quantiles(seconds, counts, (0.5, 0.95, 0.99))
     return {
         "num_gaps": total,
-        "tbt_mean_s": _ratio(float(np.dot(seconds, counts)), total),
+        "tbt_mean_s": _ratio(float((seconds * counts).sum()), total),
         **{f"tbt_p{p}_s": float(v) for p, v in zip((50, 95, 99), values, strict=True)},
         "tbt_max_s": float(seconds.max()) if total else math.nan,
     }
@@ -326,7 +326,7 @@ def _batches(state: State) -> dict[str, Any]:
     if system["kv_limited"] and len(log) > 0:
         used = log["kv_used_blocks"] / float(system["kv_blocks"])
         seconds = log["end_s"] - log["start_s"]
-        used_mean, used_max = _ratio(float(np.dot(used, seconds)), float(seconds.sum())), float(used.max())
+        used_mean, used_max = _ratio(float((used * seconds).sum()), float(seconds.sum())), float(used.max())
     return {
         "num_batches": len(log),
         "mean_batch_tokens": _ratio(prefill + decode, len(log)),
