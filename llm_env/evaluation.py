@@ -22,6 +22,7 @@ from llm_env.errors import RequirementError, UserError, join_problems
 from llm_env.files import staged_folder
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
 from llm_env.replications import precise_enough, with_warmup
+from llm_env.report.page import report
 from llm_env.requirements import missed_requirements, parse_requirement
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.study import (
@@ -50,7 +51,7 @@ class Arguments:
     """Compares agents and baselines on identical seeded workloads, or on a real trace.
 
     Prints SLO attainment with 95 % intervals and paired differences to the best baseline; writes results.json,
-    cells.csv, requests.csv.gz, scenario.toml and plots.
+    cells.csv, requests.csv.gz, scenario.toml, report.html and plots.
     """
 
     agents: tuple[str, ...] = ()
@@ -166,6 +167,8 @@ def _run(arguments: Arguments) -> int:
         write_study(folder, study, cells, results, repeating(arguments))
         if kept < len(cells):  # else the times of the study are those of before
             write_times(folder, seconds, len(cells) - kept, arguments.processes)
+        page = report(study, rows, cells, results, repeating(arguments))
+        (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
         (folder / "plots").mkdir()
         draw(study, rows, cells, folder / "plots")
     missed = missed_requirements(requirements, rows)

@@ -89,7 +89,7 @@ _ENVIRONMENTS = (
     "wrappers",
 )
 SHELLS = frozenset(_PROGRAMS + _TRAFFIC + _ENVIRONMENTS)
-SHELL_FOLDERS = frozenset({"commands", "workload"})  # the same of whole packages
+SHELL_FOLDERS = frozenset({"commands", "report", "workload"})  # the same of whole packages
 
 
 def source_hash() -> str:

@@ -1,0 +1,259 @@
+"""The report as one HTML text that loads nothing: headline, tables, figures, the player, and what was run.
+
+The same study gives the same text: no clock, no paths of the machine, no random names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from llm_env.aggregate import Row
+from llm_env.report import figures, player
+from llm_env.report.markup import escaped, number, plus_minus
+from llm_env.report.runs import over_time
+from llm_env.report.settings_text import promise, what_was_run
+from llm_env.report.story import (
+    Cast,
+    Headline,
+    at_load,
+    cast_of,
+    difference,
+    headline,
+    headline_load,
+    told_points,
+    workloads,
+)
+from llm_env.study import CellResult, Study
+
+MAX_UNBROKEN = 20  # characters that fit a line of a telephone
+
+
+def report(
+    study: Study, rows: Sequence[Row], cells: Sequence[CellResult], results: dict[str, Any], command: Sequence[str]
+) -> str:
+    """The HTML text.
+
+    Args:
+        study: what was compared on what.
+        rows: of `llm_env.aggregate.aggregate`.
+        cells: of the study.
+        results: of `llm_env.study_files.results_of`: versions and commit.
+        command: the words that give the results again.
+    """
+    cast = cast_of(study, rows, headline_load(study))
+    told = headline(study, rows, cells, cast)
+    where = study.scenario.name if study.trace is None else "a trace"
+    shown = player.excerpt(study, cast)
+    sections = [
+        ("table", "All contenders", _tables(study, rows, cells, cast)),
+        ("load", "As load grows", _grid(figures.against_load(study, rows, cells, cast), _BANDS)),
+        ("waiting", "Who waits how long", _grid(figures.distributions(study, cells, cast), _tails_note(cast))),
+        (
+            "differences",
+            "Difference to the reference",
+            _grid(figures.forest(study, rows, cells, cast), _forest_note(cast)),
+        ),
+        ("prompts", "Short and long prompts", _grid(figures.by_prompt_length(study, cells, cast), _prompts_note(cast))),
+        ("time", "One run over time", _runs(study, cells, cast)),
+        ("player", "Batch by batch", player.markup(shown, cast) if shown else ""),
+        ("run", "What was run", what_was_run(study, results, command)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{content}</section>'
+        for key, title, content in sections
+    )
+    main = (
+        f'<a class="skip" href="#main">Skip to the report</a><main id="main"><header>'
+        f'<p class="kicker">Scheduling study · {escaped(where)}</p>'
+        f"<h1>{_unbroken(told)}</h1>{_beside(study, rows, cast, told.others)}"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>{body}</main>'
+        "<footer><p>Made by llm-env from simulated runs. This file is whole: it loads nothing.</p></footer>"
+    )
+    return _page(f"{told.subject} on {where}", main, [_asset("player.js")] if shown else [])
+
+
+def _page(title: str, body: str, scripts: Sequence[str]) -> str:
+    """The document, whose policy allows the style and scripts that are in it and nothing else."""
+    style = _asset("style.css")
+    allowed = " ".join(_source_hash(script) for script in scripts) or "'none'"
+    policy = (
+        f"default-src 'none'; style-src {_source_hash(style)}; script-src {allowed}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("llm_env.report") / name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _source_hash(text: str) -> str:
+    """How a Content-Security-Policy names a text between tags."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+# ---- headline ------------------------------------------------------------------------------------------------------
+def _beside(study: Study, rows: Sequence[Row], cast: Cast, others: Sequence[str]) -> str:
+    row = next(row for row in rows if row.load == cast.load and row.contender == cast.reference)
+    kind = "agent" if cast.agents else "baseline"
+    notes = [promise(study.scenario)]
+    if others:
+        notes.insert(0, " ".join(others))
+    if cast.agents and cast.baselines:
+        notes.append("The best baseline was chosen on these same workloads, which favours it.")
+    elif len(cast.baselines) > 1:
+        notes.append("The best baseline was chosen on these same workloads, which flatters it.")
+    if any(r.unstable for r in rows if r.load == cast.load):
+        notes.append("† marks whose backlog grew all through the run: their times depend on how long it was.")
+    paragraphs = "".join(f"<p>{escaped(note)}</p>" for note in notes)
+    shown = plus_minus(100 * row.headline.mean, 100 * row.headline.half_width)
+    figure = (
+        f'<p class="figure"><strong>{number(100 * row.headline.mean)}<span> %</span></strong>'
+        f"<span>of promises kept by the {kind}{escaped(at_load(cast.load))}: {shown} % over {workloads(study, row)},"
+        f" {row.num_requests:,} requests</span></p>"
+    )
+    return f'<div class="lead">{figure}<div class="notes">{paragraphs}</div></div>'
+
+
+def _unbroken(told: Headline) -> str:
+    """The sentence, in which neither names nor numbers with their units are broken."""
+    text = escaped(told.sentence).replace(" ±", "\u00a0±").replace(" %", "\u00a0%")
+    for name in {told.subject, told.compared} - {None}:
+        if len(str(name)) <= MAX_UNBROKEN:
+            whole = rf"(?<![\w-]){re.escape(escaped(name))}(?![\w@]|[-:/]\w)"
+            text = re.sub(whole, lambda found: f'<span class="whole">{found[0]}</span>', text)
+    return text
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+def _tables(study: Study, rows: Sequence[Row], cells: Sequence[CellResult], cast: Cast) -> str:
+    loads = sorted(study.load_labels(), key=lambda load: (load != cast.load, load or 0))
+    tables = [_table(study, [r for r in rows if r.load == load], cells, cast, load) for load in loads]
+    if len(tables) == 1:
+        return tables[0]
+    rest = "".join(
+        f"<details><summary>At load {load:g}</summary>{table}</details>"
+        for load, table in zip(loads[1:], tables[1:], strict=True)
+        if load is not None
+    )
+    return tables[0] + rest
+
+
+def _table(study: Study, rows: Sequence[Row], cells: Sequence[CellResult], cast: Cast, load: float | None) -> str:
+    there = cast_of(study, rows, load)
+    found = {row.contender: row for row in rows}
+    order = [*there.agents, *there.baselines, *there.bounds]
+    body = []
+    for name in order:
+        row, m = found[name], found[name].means
+        gap = None
+        if name != cast.reference:
+            gap = difference(study, cells, load, name, cast.reference, row.headline_rule)
+        compared = "reference" if gap is None else told_points(gap)
+        tags = ' <span class="tag">agent</span>' if row.is_agent else ""
+        tags += ' <span class="tag">knows the future</span>' if name in cast.bounds else ""
+        mark = ' <abbr title="unstable: the backlog grew all through the run">†</abbr>' if row.unstable else ""
+        times = ["†", "†"] if row.unstable else [number(m["ttft_p50_s"], 2), number(m["ttft_p99_s"], 2)]
+        kept = plus_minus(100 * row.headline.mean, 100 * row.headline.half_width)
+        figures_ = [kept, compared, number(m["goodput_per_s"], 2), *times, number(1e3 * m["tbt_p99_s"], 0)]
+        share = (
+            '<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">'
+            f'<rect width="100" height="4" class="track"/><rect width="{100 * row.headline.mean:.1f}" height="4"'
+            f' class="{cast.tone(name)}"/></svg>'
+        )
+        cells_ = "".join(f"<td>{escaped(value)}{share if k == 0 else ''}</td>" for k, value in enumerate(figures_))
+        kind = cast.tone(name)
+        body.append(
+            f'<tr class="{kind}"><th scope="row"><span class="key {kind}" aria-hidden="true"></span>'
+            f"<span>{escaped(name)}</span>{mark}{tags}</th>{cells_}</tr>"
+        )
+    weight = ", by weight" if study.weighted else ""
+    heads = (
+        ("Policy", ""),
+        (f"Promises kept{weight}", "%"),
+        ("Difference", "points"),
+        ("Goodput", "requests/s"),
+        ("TTFT p50", "s"),
+        ("TTFT p99", "s"),
+        ("TBT p99", "ms"),
+    )
+    head = "".join(f'<th scope="col">{title}<span>{unit}</span></th>' for title, unit in heads)
+    caption = (
+        f"{'' if load is None else f'Load {load:g}, '}{workloads(study, rows[0])}. ± is half a 95 % interval;"
+        f" the difference to {cast.reference} is paired. Percentiles are means of each workload's."
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table{escaped(at_load(load))}"><table>'
+        f"<caption>{escaped(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+def _grid(panels: Sequence[str], note: str) -> str:
+    panels = [panel for panel in panels if panel]
+    if not panels:
+        return ""
+    return (
+        f'<p class="note">{escaped(note)}</p><div class="grid">'
+        + "".join(f"<figure>{panel}</figure>" for panel in panels)
+        + "</div>"
+    )
+
+
+_BANDS = (
+    "Bands are 95 % intervals over the workloads. Grey lines are other baselines: rest the pointer on one for its name."
+)
+
+
+def _tails_note(cast: Cast) -> str:
+    return (
+        f"Read a curve where it meets the target: that share came too late{at_load(cast.load)}."
+        " Lower and further left is better."
+        " A curve that stays up belongs to requests that were never served."
+    )
+
+
+def _forest_note(cast: Cast) -> str:
+    return (
+        f"Each workload's promises kept, less those of {cast.reference} on the same workload."
+        " An interval that holds 0 is a tie; left of 0 means fewer promises kept."
+        " An arrow points to those far beyond the edge."
+    )
+
+
+def _prompts_note(cast: Cast) -> str:
+    return (
+        f"The same requests in four groups of equal number{at_load(cast.load)}."
+        " A policy that looks good because it leaves long prompts waiting shows it here."
+    )
+
+
+def _runs(study: Study, cells: Sequence[CellResult], cast: Cast) -> str:
+    shown = over_time(study, cells, cast)
+    if not shown:
+        return ""
+    seed = "" if study.trace is not None else f" (seed {study.seeds[0]})"
+    names = " and ".join(name for name, _ in shown)
+    note = f"The same requests under {names}{at_load(cast.load)}{seed}, on the same axes."
+    columns = "".join(
+        f'<div class="column"><h3 class="{cast.tone(name)}">{escaped(name)}</h3>'
+        + "".join(f"<figure>{panel}</figure>" for panel in panels)
+        + "</div>"
+        for name, panels in shown
+    )
+    return f'<p class="note">{escaped(note)}</p><div class="grid">{columns}</div>'
