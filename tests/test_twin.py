@@ -71,13 +71,13 @@ def test_parameters_are_those_of_policies():
     assert set(PARAMETERS) <= set(POLICIES)
 
 
-@many(700)
+@many(350)
 @given(twin_cases.raw_cases)
 def test_any_decisions(case):
     check(case)
 
 
-@many(500)
+@many(250)
 @given(policy_cases)
 def test_policies_with_any_parameters(case):
     check(case)
@@ -89,13 +89,13 @@ def test_more_requests_than_moore_hodgson_looks_at(case):
     check(case)
 
 
-@many(200)
+@many(100)
 @given(twin_cases.curve_cases)
 def test_curves(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.order_cases)
 def test_queue_orders(case):
     check(case)
@@ -107,49 +107,49 @@ def test_queue_orders_of_many(case):
     check(case)
 
 
-@many(300)
+@many(150)
 @given(twin_cases.replica_cases)
 def test_routers_and_speeds(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.memory_cases)
 def test_kv_rules_victims_and_swap(case):
     check(case)
 
 
-@many(300)
+@many(150)
 @given(twin_cases.cache_cases)
 def test_prefix_cache(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.disaggregated_cases)
 def test_disaggregated(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.role_cases)
 def test_roles_that_change(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.parallel_cases)
 def test_parallel_prefill(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.mixed_cases)
 def test_everything_at_once(case):
     check(case)
 
 
-@many(400)
+@many(200)
 @given(twin_cases.closed_cases)
 def test_closed_loops(case):
     check(case)
