@@ -26,6 +26,7 @@ from llm_env.commands.arguments import integer
 from llm_env.config import Scenario
 from llm_env.errors import UserError
 from llm_env.files import staged_file
+from llm_env.groups import measured, quarters
 from llm_env.scenarios import load_scenario
 from llm_env.study import (
     CLAIRVOYANT,
@@ -245,14 +246,8 @@ def run_rival(base: Study, rival: Rival, key: str, processes: int) -> Result:
 
 def by_length(cell: CellResult, scenario: Scenario) -> np.ndarray:
     """(NUM_LENGTHS,) share of a cell's measured requests that met their SLO, in quarters by prompt length."""
-    requests = cell.requests
-    measured = requests["arrival_s"] >= scenario.episode.warmup_s
-    measured &= requests["arrival_s"] < scenario.episode.arrivals_s
-    met, length = requests["slo_met"][measured], requests["prompt_tokens"][measured]
-    if length.size == 0:
-        return np.full(NUM_LENGTHS, np.nan)
-    edges = np.quantile(length, np.arange(1, NUM_LENGTHS) / NUM_LENGTHS)
-    quarter = np.searchsorted(edges, length, side="left")
+    which = measured(cell, scenario)
+    met, quarter = cell.requests["slo_met"][which], quarters(cell.requests["prompt_tokens"][which])
     return np.array([met[quarter == k].mean() if (quarter == k).any() else np.nan for k in range(NUM_LENGTHS)])
 
 

@@ -24,7 +24,7 @@ from llm_env.errors import InputOutputError
 from llm_env.provenance import code_hash
 from llm_env.study import CellResult, Contender, Study, at_this_load, traffic_at
 
-FORMAT = 1
+FORMAT = 2  # 2: requests have clients
 FOLDER, SUFFIX = "cells", ".npz"
 _REQUESTS, _BLOCKS = "requests.", "blocks."
 

@@ -161,7 +161,7 @@ def _run(arguments: Arguments) -> int:
         bounds = study_bounds(study) if arguments.bound else None
         changes = [effect for text in arguments.what_if for effect in _run_what_if(study, cells, text, arguments)]
         seconds = time.monotonic() - began
-        results = results_of(study, rows, asdict_of(arguments), bounds)
+        results = results_of(study, rows, cells, asdict_of(arguments), bounds)
         if changes:
             results["what_if"] = [effect.to_dict() for effect in changes]
         write_study(folder, study, cells, results, repeating(arguments))

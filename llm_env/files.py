@@ -89,6 +89,11 @@ def _move_files(staged: Path, out: Path) -> None:
         path.replace(target)
 
 
+def csv_field(text: str) -> str:
+    """A text as a field of a CSV file: quoted if it must be."""
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
+
+
 def write_csv(
     path: Path,
     columns: Mapping[str, np.ndarray | Sequence[str]],

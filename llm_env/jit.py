@@ -42,6 +42,7 @@ _PROGRAMS = (
     "cell_store",
     "command",
     "evaluation",
+    "groups",
     "plots",
     "plotting",
     "provenance",

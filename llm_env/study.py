@@ -329,6 +329,7 @@ REQUEST_COLUMNS = (
     "prompt_tokens",
     "output_tokens",
     "slo_class",
+    "client",
     "status",
     "first_scheduled_s",
     "first_token_s",

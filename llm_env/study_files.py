@@ -1,4 +1,4 @@
-"""The files that a study leaves behind: results.json, cells.csv, requests.csv.gz, scenario.toml, repro.sh, times.json.
+"""The files of a study: results.json, cells.csv, groups.csv, requests.csv.gz, scenario.toml, repro.sh, times.json.
 
 But for times.json they depend on the study and the code alone: a rerun gives the same bytes, with any number of
 processes.
@@ -18,12 +18,15 @@ import numpy as np
 from llm_env.aggregate import Bounds, Row
 from llm_env.config import scenario_to_toml
 from llm_env.dtypes import NEVER, STATUS_NAMES
-from llm_env.files import write_csv
+from llm_env.files import csv_field, write_csv
+from llm_env.groups import fairness, group_columns, groups_of
 from llm_env.provenance import git_commit, versions
 from llm_env.study import REQUEST_COLUMNS, CellResult, Study
 
 
-def results_of(study: Study, rows: Sequence[Row], arguments: dict[str, Any], bounds: Bounds | None) -> dict[str, Any]:
+def results_of(
+    study: Study, rows: Sequence[Row], cells: Sequence[CellResult], arguments: dict[str, Any], bounds: Bounds | None
+) -> dict[str, Any]:
     """What results.json holds. Args: arguments: of the command; bounds: of `llm_env.aggregate.study_bounds`."""
     known = {} if bounds is None else {"bounds": [{"load": load, **by_rule} for load, by_rule in bounds.items()]}
     return {
@@ -31,11 +34,18 @@ def results_of(study: Study, rows: Sequence[Row], arguments: dict[str, Any], bou
         "scenario": study.scenario.model_dump(mode="json", exclude_none=True),
         "seeds": list(study.seeds[:1] if study.trace else study.seeds),
         "replications": "blocks" if study.trace else "seeds",
-        "rows": [row.to_dict() for row in rows],
+        "rows": [row.to_dict() | _of_clients(study, row, cells) for row in rows],
         **known,
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _of_clients(study: Study, row: Row, cells: Sequence[CellResult]) -> dict[str, float]:
+    """How fair a contender is to its clients, where these are known."""
+    mine = [cell for cell in cells if cell.load == row.load and cell.contender == row.contender]
+    jain, worst = fairness(mine, study)
+    return {} if math.isnan(jain) else {"client_jain_index": jain, "client_worst_attainment": worst}
 
 
 def to_json(results: dict[str, Any]) -> str:
@@ -55,6 +65,7 @@ def write_study(
     (folder / "repro.sh").chmod(0o755)
     write_csv(folder / "cells.csv", cell_columns(cells))
     write_csv(folder / "requests.csv.gz", request_columns(cells))
+    write_csv(folder / "groups.csv", group_columns(groups_of(study, cells)))
 
 
 def write_times(folder: Path, seconds: float, computed: int, processes: int) -> None:
@@ -68,7 +79,7 @@ def cell_columns(cells: list[CellResult]) -> dict[str, Any]:
     """Columns of cells.csv: a row per contender, load and seed."""
     columns: dict[str, Any] = {
         "load": np.array([math.nan if c.load is None else c.load for c in cells]),
-        "policy": [_field(c.contender) for c in cells],
+        "policy": [csv_field(c.contender) for c in cells],
         "seed": np.array([c.seed for c in cells]),
     }
     for name, value in cells[0].summary.items():
@@ -82,7 +93,7 @@ def request_columns(cells: list[CellResult]) -> dict[str, Any]:
     sizes = [len(c.requests["row"]) for c in cells]
     columns: dict[str, Any] = {
         "load": np.repeat([math.nan if c.load is None else c.load for c in cells], sizes),
-        "policy": [_field(c.contender) for c, size in zip(cells, sizes, strict=True) for _ in range(size)],
+        "policy": [csv_field(c.contender) for c, size in zip(cells, sizes, strict=True) for _ in range(size)],
         "seed": np.repeat([c.seed for c in cells], sizes),
     }
     for name in REQUEST_COLUMNS:
@@ -94,8 +105,3 @@ def request_columns(cells: list[CellResult]) -> dict[str, Any]:
         else:
             columns["request" if name == "row" else name] = values
     return columns
-
-
-def _field(text: str) -> str:
-    """A text as a CSV field: quoted if it must be."""
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
