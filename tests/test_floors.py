@@ -291,6 +291,7 @@ ALLOWED = {
     ("llm_env.report.*", "llm_env.report.*"): "one package: markup, figures, a page",
     ("llm_env.report.*", "llm_env.study"): "a report tells of a study's cells",
     ("llm_env.report.*", "llm_env.aggregate"): "and of its rows",
+    ("llm_env.report.*", "llm_env.groups"): "the same requests count in a figure",
     ("llm_env.report.*", "llm_env.recorder"): "its player shows what batches hold",
     ("llm_env.__main__", "llm_env.cli"): "python -m llm_env",
     ("evaluate", "llm_env.evaluation"): "python evaluate.py",

@@ -95,7 +95,15 @@ def test_jains_index_and_the_worst_client_by_hand(study):
 
 def test_clients_are_told_where_they_are_known(tmp_path):
     out = tmp_path / "out"
-    words = ["--scenario", "multi-tenant", "--change", "episode.arrivals_s=200", "episode.horizon_s=400", "--seeds", "2"]
+    words = [
+        "--scenario",
+        "multi-tenant",
+        "--change",
+        "episode.arrivals_s=200",
+        "episode.horizon_s=400",
+        "--seeds",
+        "2",
+    ]
     assert main([*words, "--baselines", "vtc", "--processes", "1", "--out", str(out)]) == 0
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     assert 0 < row["client_jain_index"] <= 1

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from llm_env import groups
 from llm_env.aggregate import Row
 from llm_env.config import Scenario
 from llm_env.dtypes import LATE_TOLERANCE_S
@@ -119,11 +120,7 @@ def ttft_s(requests: dict[str, np.ndarray]) -> np.ndarray:
 
 def measured(study: Study, cell: CellResult) -> np.ndarray:
     """Which requests of a cell count: those that arrive in the measured window, of a trace all. (requests,) bool."""
-    arrival = cell.requests["arrival_s"]
-    if study.trace is not None:
-        return np.ones(len(arrival), bool)
-    episode = concrete(study.scenario, cell.seed).episode if study.scenario.vary else study.scenario.episode
-    return (arrival >= episode.warmup_s) & (arrival < episode.arrivals_s)
+    return groups.measured(cell, concrete(study.scenario, cell.seed))
 
 
 def targets_ms(scenario: Scenario) -> tuple[list[float], list[float]]:
