@@ -154,11 +154,14 @@ def _run(arguments: Arguments) -> int:
         study, remarks = with_warmup(study, arguments.warmup_s, arguments.processes)
         for remark in remarks:
             sys.stderr.write(f"{remark}\n")
+    bounds = study_bounds(study) if arguments.bound else None
     console = output_console()
     with staged_folder(arguments.out) as folder:
         began = time.monotonic()
+        first_seeds = study.seeds
         study, rows, cells, kept = _run_to_precision(study, arguments)
-        bounds = study_bounds(study) if arguments.bound else None
+        if bounds is not None and study.seeds != first_seeds:
+            bounds = study_bounds(study)
         changes = [effect for text in arguments.what_if for effect in _run_what_if(study, cells, text, arguments)]
         seconds = time.monotonic() - began
         results = results_of(study, rows, cells, asdict_of(arguments), bounds)

@@ -139,7 +139,7 @@ def _tail(
     if len(everything) == 0:
         return ""
     low = min(float(np.quantile(everything, 0.01)), *targets, 1e9) / 1.3
-    high = max(float(everything.max()), *targets) * 1.1
+    high = max([float(everything.max()), *targets]) * 1.1
     told, drawn = [], []
     for name, (values, weights) in curves.items():
         xs, shares = _above(values, weights, low, high)
