@@ -60,6 +60,7 @@ def shortened(command: str, folder: Path) -> list[str]:
             words[words.index(flag) + 1] = value
     if words[:2] == ["python", "train.py"]:
         words += ["--num-envs", "16"] if "es" not in words else ["--es.generations", "2", "--es.pairs", "2"]
+        words += ["--validation-seeds", "1"]
     return [str(folder / w) if w.startswith(("runs/", "results/", "mytrace", "mybatches")) else w for w in words]
 
 

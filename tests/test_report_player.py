@@ -123,6 +123,18 @@ def test_users_who_wait_for_their_answers_are_not_replayed(made):
     assert player.excerpt(replace(study, scenario=scenario, loads=()), replace(cast, load=None)) is None
 
 
+def test_a_part_of_a_trace_is_replayed_though_its_rows_do_not_begin_at_0(tmp_path, made):
+    path = tmp_path / "trace.csv"
+    lines = (f"{0.1 * k:.1f},{100 + k % 90},{2 + k % 5}\n" for k in range(600))
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(lines))
+    study = replace(made[0], trace=str(path), trace_part=(0.5, 1.0), loads=())
+    found = player.excerpt(study, replace(made[2], load=None))
+    assert found is not None
+    assert len(found.data["prompt"]) == 300
+    for run in found.data["runs"]:
+        assert sum(tokens for _, _, tokens in run["chunks"]) == sum(found.data["prompt"])
+
+
 def test_a_report_without_a_player_allows_no_script(made, monkeypatch):
     monkeypatch.setattr(player, "_MAX_WORKLOAD", 0)
     study, cells, _ = made

@@ -17,7 +17,7 @@ from llm_env.config import Scenario, with_changes
 from llm_env.dtypes import LATE_TOLERANCE_S
 from llm_env.errors import UserError
 from llm_env.metrics import slo_marks
-from llm_env.recorder import record_run
+from llm_env.recorder import Recording, record_run
 from llm_env.report.markup import escaped
 from llm_env.report.story import FAMILIAR, Cast, at_load
 from llm_env.study import Contender, Study, at_this_load
@@ -66,7 +66,9 @@ def excerpt(study: Study, cast: Cast) -> Excerpt | None:
     start_s, end_s = window(requests["arrival_s"])
     try:
         runs = [
-            record_run(scenario, baselines.make_policy(c.policy, **dict(c.parameters)), requests, seed, end_s)
+            _by_place(
+                record_run(scenario, baselines.make_policy(c.policy, **dict(c.parameters)), requests, seed, end_s)
+            )
             for scenario, c in zip(scenarios, contenders, strict=True)
         ]
     except UserError:  # a system that the recorder cannot tell apart
@@ -93,6 +95,13 @@ def excerpt(study: Study, cast: Cast) -> Excerpt | None:
         ],
     }
     return Excerpt(tuple(c.label for c in contenders), data)
+
+
+def _by_place(run: Recording) -> Recording:
+    """The recording with places among its requests for rows: those of a part of a trace do not begin at 0."""
+    entries = run.entries.copy()
+    entries["row"] = np.searchsorted(run.requests["row"], entries["row"])
+    return run._replace(entries=entries)
 
 
 def _with_router(scenario: Scenario, contender: Contender) -> Scenario:
