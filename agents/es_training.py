@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +23,7 @@ from agents.task import Task
 from agents.validation import Keeper
 from llm_env.command import Terminated, check_stopped
 from llm_env.errors import UserError
+from llm_env.processes import spawn_context
 
 VECTORS = ("vector", "average", "first", "second")  # of an ESState
 Log = Callable[[dict[str, float], int], None]  # scalars and the step they belong to
@@ -84,9 +83,7 @@ def comparing(work: Work, processes: int) -> Iterator[Compare]:
     if len(every) == 1:
         yield lambda vector, generation: here.compare(vector, generation, every[0])
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # processes are used for cores: the children read this when they load numpy
-    context = multiprocessing.get_context("spawn")  # forked children inherit locks of torch and numba
+    context = spawn_context()
     pool = ProcessPoolExecutor(len(every) - 1, context, initializer=_begin_child, initargs=(work,))
 
     def compare(vector: np.ndarray, generation: int) -> Earned:

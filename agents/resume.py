@@ -24,6 +24,7 @@ from agents.task import Task, make_task
 from llm_env.config import Scenario
 from llm_env.errors import InputOutputError, UserError
 from llm_env.features import FEATURE_NAMES
+from llm_env.files import file_sha256
 
 SETTINGS = "settings.json"
 _NOT_OF_LEARNING = ("out", "overwrite", "resume", "checkpoint_every", "processes")  # arguments that change no weight
@@ -163,10 +164,7 @@ def run_identity(arguments: Arguments, scenarios: Sequence[Scenario]) -> dict[st
     settings = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_LEARNING}
     found = {"environment": _hash(environment), "settings": _hash(settings)}
     if arguments.trace is not None:
-        try:
-            found["trace"] = hashlib.sha256(Path(arguments.trace).read_bytes()).hexdigest()
-        except OSError as error:
-            raise InputOutputError(f"{arguments.trace}: cannot be read: {error.strerror}") from None
+        found["trace"] = file_sha256(Path(arguments.trace))
     return found
 
 

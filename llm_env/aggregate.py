@@ -88,13 +88,14 @@ class Row:
         }
         for rule, interval in self.attainment.items():
             name = "weighted_attainment" if rule == WEIGHTED else f"slo_attainment_{rule}"
-            flat[name], flat[f"{name}_ci95"] = _number(interval.mean), _number(interval.half_width)
-        flat["difference_to_best_baseline"] = _number(self.difference.mean) if self.difference else None
-        flat["difference_ci95"] = _number(self.difference.half_width) if self.difference else None
-        return flat | {name: _number(value) for name, value in self.means.items()}
+            flat[name], flat[f"{name}_ci95"] = number_or_none(interval.mean), number_or_none(interval.half_width)
+        flat["difference_to_best_baseline"] = number_or_none(self.difference.mean) if self.difference else None
+        flat["difference_ci95"] = number_or_none(self.difference.half_width) if self.difference else None
+        return flat | {name: number_or_none(value) for name, value in self.means.items()}
 
 
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """For JSON, which has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 

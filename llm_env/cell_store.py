@@ -21,6 +21,7 @@ import numpy as np
 from llm_env.config import Scenario
 from llm_env.dtypes import BATCH
 from llm_env.errors import InputOutputError
+from llm_env.files import file_sha256
 from llm_env.provenance import code_hash
 from llm_env.study import CellResult, Contender, Study, at_this_load, traffic_at
 
@@ -40,7 +41,7 @@ class CellStore:
     def __init__(self, folder: Path, study: Study) -> None:
         self._folder, self._study = folder, study
         self._code = code_hash()
-        self._trace = None if study.trace is None else _sha256(Path(study.trace))
+        self._trace = None if study.trace is None else file_sha256(Path(study.trace))
         self._scenarios: dict[float | None, Any] = {}
         self._agents: dict[str, str] = {}
 
@@ -101,14 +102,6 @@ class CellStore:
 
 def _settings(scenario: Scenario) -> dict[str, Any]:
     return scenario.model_dump(mode="json", exclude_defaults=True)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

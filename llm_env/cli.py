@@ -34,7 +34,7 @@ from llm_env.scenarios import (
     check_changes_of_trace,
     load_scenario,
     parse_changes,
-    service_from_text,
+    service_like,
 )
 from llm_env.simulate import FILES, all_parameters, checked_policy, simulate, summary_json, write_run
 from llm_env.workload import concrete, draw_workload, read_requests, refuse_rate
@@ -223,9 +223,7 @@ def _system(arguments: argparse.Namespace) -> Scenario:
         if value is not None
     } | parse_changes(arguments.change)
     if arguments.service is not None:
-        service = service_from_text(arguments.service)
-        noise = {name: value for name, value in scenario.system.service if "noise" in name}
-        changes["system.service"] = service.model_copy(update=noise).model_dump(exclude_none=True)
+        changes["system.service"] = service_like(scenario, arguments.service)
     targets = {"ttft_ms": arguments.ttft_ms, "tbt_ms": arguments.tbt_ms}
     targets = {name: value for name, value in targets.items() if value is not None}
     if targets:

@@ -162,7 +162,7 @@ def _run(arguments: Arguments) -> int:
         study, rows, cells, kept = _run_to_precision(study, arguments)
         if bounds is not None and study.seeds != first_seeds:
             bounds = study_bounds(study)
-        changes = [effect for text in arguments.what_if for effect in _run_what_if(study, cells, text, arguments)]
+        changes = [effect for text in arguments.what_if for effect in _run_what_if(study, rows, cells, text, arguments)]
         seconds = time.monotonic() - began
         results = results_of(study, rows, cells, asdict_of(arguments), bounds)
         if changes:
@@ -212,11 +212,13 @@ def _run_to_precision(study: Study, arguments: Arguments) -> tuple[Study, list[R
         study = dataclasses.replace(study, seeds=seeds)
 
 
-def _run_what_if(study: Study, cells: list[CellResult], text: str, arguments: Arguments) -> list[Effect]:
+def _run_what_if(
+    study: Study, rows: list[Row], cells: list[CellResult], text: str, arguments: Arguments
+) -> list[Effect]:
     changed = changed_study(study, text)
     store = CellStore(Path(arguments.out) / FOLDER, changed)
     known = [] if arguments.fresh else store.found()
-    return effects(study, cells, text, changed, _run_with_progress(changed, arguments.processes, store, known))
+    return effects(study, rows, cells, text, changed, _run_with_progress(changed, arguments.processes, store, known))
 
 
 def _say_where(console: Console, arguments: Arguments, cells: int, known: int, seconds: float) -> None:

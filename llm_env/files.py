@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import tempfile
@@ -87,6 +88,19 @@ def _move_files(staged: Path, out: Path) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content, as 64 hex digits.
+
+    Raises:
+        InputOutputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def csv_field(text: str) -> str:

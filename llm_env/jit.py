@@ -45,6 +45,7 @@ _PROGRAMS = (
     "groups",
     "plots",
     "plotting",
+    "processes",
     "provenance",
     "replications",
     "recorder",

@@ -47,6 +47,12 @@ def load_scenario(name_or_path: str | Path, changes: Sequence[str] = ()) -> Scen
     return with_changes(scenario, parse_changes(changes)) if changes else scenario
 
 
+def service_like(scenario: Scenario, text: str) -> dict[str, Any]:
+    """`system.service` as `service_from_text` reads it, with the noise of the scenario's, for `with_changes`."""
+    noise = {name: value for name, value in scenario.system.service if "noise" in name}
+    return service_from_text(text).model_copy(update=noise).model_dump(exclude_none=True)
+
+
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     """Changes for `llm_env.config.with_changes` from texts like "system.layout=disaggregated".
 

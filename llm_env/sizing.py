@@ -6,6 +6,7 @@ of the policies. Runs studies of one contender; prints nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -197,17 +198,7 @@ def fleet(study: Study, target: float, gpus_per_worker: int, price_per_gpu_hour:
     def with_workers(n: int) -> tuple[Interval, list[CellResult]]:
         if n not in known:
             scenario = with_changes(study.scenario, {"system.workers": n})
-            traffic = study.traffic or study.scenario
-            changed = Study(
-                scenario,
-                study.contenders,
-                study.loads,
-                study.seeds,
-                study.trace,
-                study.time_scale,
-                study.trace_part,
-                traffic,
-            )
+            changed = dataclasses.replace(study, scenario=scenario, traffic=study.traffic or study.scenario)
             seeds = study.seeds[:1] if study.trace else study.seeds
             cells = run_unit(changed, study.contenders[0], study.load_labels()[0], seeds)
             known[n] = mean_ci(_values(changed, cells)), cells

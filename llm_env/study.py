@@ -10,8 +10,6 @@ of seeds.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +28,7 @@ from llm_env.dtypes import INF, ROUTERS, SLO_RULES
 from llm_env.errors import UserError
 from llm_env.futures import refuse
 from llm_env.metrics import WEIGHTED, block_values, slo_marks, summarise
+from llm_env.processes import spawn_context
 from llm_env.records import State
 from llm_env.rollout import rollout
 from llm_env.tuned import tuned_parameters, tuned_router
@@ -408,9 +407,7 @@ def run_study(
     if done == len(pieces):
         return
     elsewhere = [pieces[k] for k in (*here, *rest)[done:]]
-    context = multiprocessing.get_context("spawn")  # forked children inherit locks of torch and numba
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # processes are used for cores: the children read this when they load numpy
+    context = spawn_context()
     pool = ProcessPoolExecutor(min(processes, len(elsewhere)), context)
     try:
         futures = [pool.submit(_run_and_keep, study, store, piece) for piece in elsewhere]

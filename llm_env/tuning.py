@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +26,7 @@ from llm_env.config import RoutingSettings, Scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.jit import short_lived
 from llm_env.metrics import weighted_attainment
+from llm_env.processes import spawn_context
 from llm_env.provenance import git_commit, versions
 from llm_env.rollout import rollout
 from llm_env.tuned import FIRST_TUNING_SEED, LAST_TUNING_SEED, Tuned
@@ -131,9 +130,7 @@ def evaluator(problem: Problem, processes: int) -> Iterator[Evaluate]:
     if processes <= 1:
         yield lambda policy, settings: [here.attainment(policy, setting) for setting in settings]
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # the children read this when they load numpy
-    context = multiprocessing.get_context("spawn")  # forked children inherit locks of numba
+    context = spawn_context()
     pool = ProcessPoolExecutor(processes, context, _begin, (problem,))
 
     warm = False

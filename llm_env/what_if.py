@@ -14,11 +14,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from llm_env.aggregate import Row, aggregate, headline_samples
-from llm_env.config import Scenario, with_changes
+from llm_env.aggregate import Row, aggregate, headline_samples, number_or_none
+from llm_env.config import with_changes
 from llm_env.errors import UserError
 from llm_env.metrics import Interval, paired_ci
-from llm_env.scenarios import parse_changes, service_from_text
+from llm_env.scenarios import parse_changes, service_like
 from llm_env.study import CellResult, Study
 from llm_env.tables import percent_text, points_text, titled_table
 
@@ -48,8 +48,8 @@ class Effect:
         return {
             "change": self.change,
             **self.row.to_dict(),
-            "difference_to_as_it_is": _number(mean),
-            "difference_to_as_it_is_ci95": _number(half),
+            "difference_to_as_it_is": number_or_none(mean),
+            "difference_to_as_it_is_ci95": number_or_none(half),
         }
 
 
@@ -73,28 +73,28 @@ def changed_study(study: Study, text: str) -> Study:
     if not changes and not presets:
         raise UserError(f'what-if: expected KEY=VALUE, got "{text}"')
     for preset in presets:
-        changes["system.service"] = _with_noise_of(study.scenario, preset)
+        changes["system.service"] = service_like(study.scenario, preset)
     scenario = with_changes(study.scenario, changes)
     return dataclasses.replace(study, scenario=scenario, traffic=study.scenario)
 
 
-def _with_noise_of(scenario: Scenario, preset: str) -> dict[str, Any]:
-    noise = {name: value for name, value in scenario.system.service if "noise" in name}
-    return service_from_text(preset).model_copy(update=noise).model_dump(exclude_none=True)
-
-
 def effects(
-    study: Study, cells: Sequence[CellResult], text: str, changed: Study, changed_cells: Sequence[CellResult]
+    study: Study,
+    rows: Sequence[Row],
+    cells: Sequence[CellResult],
+    text: str,
+    changed: Study,
+    changed_cells: Sequence[CellResult],
 ) -> list[Effect]:
-    """What a change makes of each contender at each load. Args: cells: as it is; changed_cells: with the change."""
-    rows = {(row.load, row.contender): row for row in aggregate(study, list(cells))}
+    """What a change makes of each contender at each load. Args: rows, cells: as it is."""
+    base = {(row.load, row.contender): row.headline for row in rows}
     before, after = headline_samples(study, list(cells)), headline_samples(changed, list(changed_cells))
     found = []
     for row in aggregate(changed, list(changed_cells)):
         key = (row.load, row.contender)
         seeds = sorted(before[key].keys() & after[key].keys())
         difference = paired_ci([after[key][s] for s in seeds], [before[key][s] for s in seeds])
-        found.append(Effect(text, row, difference, rows[key].headline))
+        found.append(Effect(text, row, difference, base[key]))
     return found
 
 
@@ -124,7 +124,3 @@ def effects_table(found: Sequence[Effect], title: str) -> Table:
             f"{100 * m['utilisation']:.0f}",
         )
     return table
-
-
-def _number(value: float) -> float | None:
-    return float(value) if value == value else None

@@ -23,6 +23,7 @@ FLOORS = {
     "llm_env.errors": 0,
     "llm_env.files": 0,
     "llm_env.command": 0,
+    "llm_env.processes": 0,
     "llm_env.provenance": 0,
     "llm_env.plotting": 0,
     "llm_env.units": 0,

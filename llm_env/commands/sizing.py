@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from llm_env.command import output_console
 from llm_env.commands.arguments import integer, number
 from llm_env.config import Scenario, with_changes
 from llm_env.errors import UserError
+from llm_env.processes import spawn_context
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.sizing import LEAST_LOAD, MOST_LOAD, STEP, Capacity, Fleet, capacities, fleet
 from llm_env.study import FIRST_REPORTED_SEED, Contender, Study, agent_contender, baseline_contender
@@ -101,9 +101,7 @@ def _each(run: Any, jobs: Sequence[tuple[Any, ...]], processes: int) -> list[Any
     if processes <= 1 or len(jobs) == 1:
         return [run(*job) for job in jobs]
     first = run(*jobs[0])
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    context = multiprocessing.get_context("spawn")  # forked children inherit locks of numba
+    context = spawn_context()
     with ProcessPoolExecutor(min(processes, len(jobs) - 1), context) as pool:
         return [first, *(future.result() for future in [pool.submit(run, *job) for job in jobs[1:]])]
 
