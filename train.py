@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from agents.training import main
-from llm_env.rivals import RIVALS, rival_attainment
+from llm_env.rivals import usual_rivals
 
 if __name__ == "__main__":
-    sys.exit(main(rivals=partial(rival_attainment, RIVALS)))
+    sys.exit(main(rivals=usual_rivals))

@@ -54,8 +54,8 @@ class Arguments:
 
     algo: Literal["ppo", "maskable-ppo", "es"] = "ppo"
     """How it learns. ppo: from the reward of every decision; maskable-ppo: never tries levels that make no difference,
-    needs multidiscrete actions and is slower; es: evolution strategies, from the attainment of whole episodes, for box
-    and adaptive actions."""
+    needs multidiscrete actions and is slower; es: evolution strategies, from the attainment of whole episodes, for box,
+    adaptive and roles actions and for routes."""
 
     seed: int = 0
     """Of everything: weights, exploration, and which of the training episodes (seeds 0 to 999,999) are met."""
@@ -69,18 +69,20 @@ class Arguments:
     num_envs: int = 256
     """Systems side by side, of ppo."""
 
-    action: Literal["multidiscrete", "discrete", "box", "adaptive", "ranked", "route"] | None = None
+    action: Literal["multidiscrete", "discrete", "box", "adaptive", "ranked", "roles", "route"] | None = None
     """What is decided: four choices (the default of ppo), one of 18 combinations, four numbers around a heuristic, all
-    numbers of the adaptive rule (the default of es), or these and a score for each of the most urgent requests. route,
-    of es: which worker gets each request, while the adaptive rule forms the batches."""
+    numbers of the adaptive rule (the default of es), or these and a score for each of the most urgent requests. roles:
+    the numbers of the rule of role-switch, for workers that may change role. route, of es: which worker gets each
+    request, while the adaptive rule forms the batches."""
 
     init: Literal["heuristic", "tuned", "none"] = "heuristic"
     """Where a policy begins. heuristic: multidiscrete among the choices that keep TBT targets, Moore-Hodgson order
-    likelier than others; box, adaptive and ranked exactly at the Moore-Hodgson rule; tuned: exactly at the adaptive
-    rule with the scenario's tuned settings, so that whatever is learned is a gain over it; none: undecided."""
+    likelier than others; box, adaptive and ranked exactly at the Moore-Hodgson rule, roles at role-switch; tuned:
+    exactly at the form's rule with the scenario's tuned settings, so that whatever is learned is a gain over it; none:
+    undecided."""
 
     start: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Numbers of the adaptive rule to begin at, like budget=0.8 kv_high=0.9, in place of those of --init."""
+    """Numbers of the form's rule to begin at, like budget=0.8 kv_high=0.9, in place of those of --init."""
 
     paired: bool = False
     """Have ppo learn from the difference to the rule that it begins at (of levels: Moore-Hodgson at tau*), which runs
@@ -161,8 +163,8 @@ class Arguments:
         for seed in self.seeds:
             if not 0 <= seed < 2**32 or self.seeds.count(seed) > 1:
                 raise UserError(f"seeds: expected different numbers from 0 to {2**32 - 1}, got {seed}")
-        if self.algo == "es" and self.form not in ("box", "adaptive", "route"):
-            raise UserError(f"algo: es needs --action box, adaptive or route, got {self.form}")
+        if self.algo == "es" and self.form not in ("box", "adaptive", "roles", "route"):
+            raise UserError(f"algo: es needs --action box, adaptive, roles or route, got {self.form}")
         if self.algo != "es" and self.form == "route":
             raise UserError(f"action: route is learned by --algo es, got {self.algo}")
         if self.algo == "es" and self.init == "none":

@@ -15,10 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.stored import Stored
 from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIX_FULL, MULTIDISCRETE, ORDERS
-from llm_env.adaptive import NAMES, NEUTRAL, to_unit
+from llm_env.adaptive import BOX as ADAPTIVE_BOX
 from llm_env.errors import UserError
 from llm_env.ranking import observed
 from llm_env.records import MOST_RANKED, SHORTEST_PREFILL
+from llm_env.role_rule import BOX as ROLE_BOX
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios
 from llm_env.systems import Step, Systems, Workload
 
@@ -26,13 +27,14 @@ Indices = int | Iterable[int] | None
 # budget tau*, whole prompts, shortest first, in each form of action: what passes the time before training begins
 _PLAIN_LEVELS = (BUDGET_LEVELS.index(1.0), MIX_FULL, len(CHUNK_LEVELS) - 1, ORDERS.index(SHORTEST_PREFILL))
 _BY_LENGTH = {"slack_weight": 0.0, "drop": 0.25}  # on floats, as near as they come to it
-_NUMBERS = tuple(to_unit([_BY_LENGTH.get(name, neutral) for name, neutral in zip(NAMES, NEUTRAL, strict=True)]))
+_NUMBERS = tuple(ADAPTIVE_BOX.to_unit([_BY_LENGTH.get(p.name, p.neutral) for p in ADAPTIVE_BOX.parameters]))
 _PLAIN = (
     _PLAIN_LEVELS,
     DISCRETE_TABLE.index(_PLAIN_LEVELS),
     (0.0, -1.0, -1.0, 0.0),
     _NUMBERS,
     (0.0,) * MOST_RANKED + _NUMBERS,
+    tuple(ROLE_BOX.to_unit([0.0 if p.name == "slack_weight" else p.neutral for p in ROLE_BOX.parameters])),
 )
 _NOTHING: dict[str, Any] = {}  # the info of every step that ends no episode
 

@@ -12,9 +12,8 @@ Source: `llm_env.role_rule`; batches as baselines/moore_hodgson and baselines/di
 from __future__ import annotations
 
 from baselines.parameters import number, whole
-from llm_env.dtypes import ROLE_BOTH, ROLE_DECODE
-from llm_env.records import KV_CHUNK, KV_PROMPT, MOORE_HODGSON, Decision, View, decision, policy
-from llm_env.role_rule import RoleRule, role_to_ask
+from llm_env.records import Decision, View, policy
+from llm_env.role_rule import RoleRule, role_decision
 
 
 def make(
@@ -42,29 +41,19 @@ def make(
     """
     whole("prefill_tokens", prefill_tokens)
     whole("decodes", decodes)
+    asked = number("hysteresis", hysteresis, 0.0, 1.0)
     rule = RoleRule(
         float(prefill_tokens),
         float(decodes),
         number("occupancy", occupancy, 0.0, 1.0),
         number("backlog_s", backlog_s, 0.01, 1e6),
-        number("hysteresis", hysteresis, 0.0, 1.0),
+        asked if change else 1.0,
         number("dwell_s", dwell_s, 0.0, 1e6),
+        number("margin", margin, 0.1, 10.0),
     )
-    factor = number("margin", margin, 0.1, 10.0)
 
     @policy
     def decide(view: View) -> Decision:
-        role, memory = (0, 0.0)
-        if change:
-            role, memory = role_to_ask(view, rule)
-        return decision(
-            int(view.slo_budget) if view.role == ROLE_BOTH else prefill_tokens,
-            order=MOORE_HODGSON,
-            margin=factor,
-            kv_rule=KV_CHUNK if view.role == ROLE_BOTH else KV_PROMPT,
-            swap=1 if view.role == ROLE_DECODE else 0,
-            memory=memory,
-            role=role,
-        )
+        return role_decision(view, rule)
 
     return decide

@@ -20,6 +20,7 @@ ENVIRONMENTS = {
     "llm_env/ServingBox-v0": "box",
     "llm_env/ServingAdaptive-v0": "adaptive",
     "llm_env/ServingRanked-v0": "ranked",
+    "llm_env/ServingRoles-v0": "roles",
 }
 
 ROUTING_ENVIRONMENT = "llm_env/Routing-v0"

@@ -1,4 +1,4 @@
-"""From an agent's action to a Decision, in five forms: MultiDiscrete, Discrete and three Boxes. None can stop serving.
+"""From an agent's action to a Decision, in six forms: MultiDiscrete, Discrete and four Boxes. None can stop serving.
 
 Budgets are given relative to the SLO budget tau* = b0 + (TBT target - c) / a, the largest batch that keeps an iteration
 inside the TBT target, so that one action means the same on every scenario.
@@ -31,10 +31,12 @@ from llm_env.records import (
     State,
     decision,
 )
+from llm_env.role_rule import BOX as ROLE_BOX
+from llm_env.role_rule import role_decision, rule_of
 from llm_env.view import make_view
 
-ACTION_KINDS = ("multidiscrete", "discrete", "box", "adaptive", "ranked")
-MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE, RANKED = range(5)
+ACTION_KINDS = ("multidiscrete", "discrete", "box", "adaptive", "ranked", "roles")
+MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE, RANKED, ROLES = range(6)
 
 # ---- the levels ----------------------------------------------------------------------------------------------------
 BUDGET_LEVELS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 2.0, 5.0)  # x tau*; exactly 1.0 must be among them
@@ -57,7 +59,7 @@ DISCRETE_TABLE = (
 BOX_NAMES = ("log_budget_factor", "slack_weight", "drop_weight", "rate_margin")
 SCORE_NAMES = tuple(f"score_{c}" for c in range(MOST_RANKED))
 # the forms made of floats in [-1, 1]: what each of these is
-FLOAT_NAMES = {"box": BOX_NAMES, "adaptive": NAMES, "ranked": SCORE_NAMES + NAMES}
+FLOAT_NAMES = {"box": BOX_NAMES, "adaptive": NAMES, "ranked": SCORE_NAMES + NAMES, "roles": ROLE_BOX.names}
 MOST_FLOATS = max(len(names) for names in FLOAT_NAMES.values())
 
 _BUDGETS = np.array(BUDGET_LEVELS)
@@ -96,18 +98,21 @@ def to_decision(state: State, kind, integers, floats) -> Decision:
     """The Decision that an action means for the worker at hand.
 
     Args:
-        kind: MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE or RANKED.
+        kind: MULTIDISCRETE, DISCRETE, BOX, ADAPTIVE, RANKED or ROLES.
         integers: (4,) int64; MULTIDISCRETE: budget level, mix, chunk level, order; DISCRETE: index, and three unused.
         floats: (MOST_FLOATS,) float64 in [-1, 1]. BOX, the first 4: budget tau* x 2^(1.5 x), weight of deadlines
             against prefill time 1 + min(x, 0), distance of the dropped 2^(6 + 8 x) TTFT targets and from x = 0 on
             behind all others, rate margin 1.5^x; all 0 is Moore-Hodgson at tau*. ADAPTIVE: see `llm_env.adaptive`.
             RANKED: scores of the candidates (`llm_env.ranking`), which are noted in the State; then as ADAPTIVE.
+            ROLES: see `llm_env.role_rule`.
     """
     if kind == ADAPTIVE:
         return adaptive_decision(make_view(state), parameters_of(floats))
     if kind == RANKED:
         write_scores(state, floats)
         return adaptive_decision(make_view(state), parameters_of(floats[MOST_RANKED:]), 1)
+    if kind == ROLES:
+        return role_decision(make_view(state), rule_of(floats))
     worker = state.workers[state.system[0].worker]
     budget = worker.slo_budget
     if kind == BOX:

@@ -11,12 +11,7 @@ budget while memory is full, and the combination: trials of this project with a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import exp, floor, log, log10
-from typing import Any, NamedTuple
-
-import numpy as np
-
+from llm_env.boxes import Box, Parameter, natural_number
 from llm_env.dtypes import FAR, ROLE_DECODE, ROLE_PREFILL
 from llm_env.jit import njit
 from llm_env.records import (
@@ -31,24 +26,6 @@ from llm_env.records import (
     decision,
 )
 from llm_env.service import largest_batch, linear_seconds
-
-
-class Parameter(NamedTuple):
-    """A number of the rule.
-
-    Attributes:
-        low, high: its range, both ends included.
-        neutral: where it is as if the rule did not have it.
-        scale: "linear" or "log": in what it is even over the range.
-    """
-
-    name: str
-    low: float
-    high: float
-    neutral: float
-    scale: str
-    meaning: str
-
 
 PARAMETERS = (
     Parameter("budget", 0.2, 4.0, 1.0, "log", "static token budget, times tau*"),
@@ -69,8 +46,8 @@ PARAMETERS = (
     Parameter("watermark", 0.0, 0.3, 0.0, "linear", "share of KV that an admission must leave free"),
     Parameter("role", -1.0, 1.0, 0.0, "linear", "above 1/3 asks to prefill, below -1/3 to decode, between: to stay"),
 )
-NAMES = tuple(p.name for p in PARAMETERS)
-NEUTRAL = tuple(p.neutral for p in PARAMETERS)
+BOX = Box(PARAMETERS)
+NAMES, NEUTRAL, from_unit, to_unit = BOX.names, BOX.neutral, BOX.from_unit, BOX.to_unit
 (
     BUDGET,
     FILL,
@@ -87,59 +64,35 @@ NEUTRAL = tuple(p.neutral for p in PARAMETERS)
     ROLE,
 ) = range(len(PARAMETERS))
 
-_LOW, _HIGH = np.array([p.low for p in PARAMETERS]), np.array([p.high for p in PARAMETERS])
-_IS_LOG = np.array([p.scale == "log" for p in PARAMETERS])
-_SPAN = np.array([log(p.high / p.low) if p.scale == "log" else p.high - p.low for p in PARAMETERS])
-_FIVE_DIGITS = np.array([10.0 ** (4 - digits) for digits in range(-3, 6)])  # factor by the place of the first, from -3
+_LOW, _HIGH, _SPAN, _IS_LOG = BOX.low, BOX.high, BOX.span, BOX.is_log
 _MOST_TOKENS = 1 << 20  # of a filled batch, where tokens cost no time
 _SHARE_OF_TTFT = 0.5  # of the TTFT target: the longest batch while nothing decodes, for whoever arrives meanwhile
 
 
 # ---- the box -------------------------------------------------------------------------------------------------------
 @njit
-def natural(k, x) -> float:
-    """Parameter k at x, which is clipped to [-1, 1]: -1 is its low end, 1 its high end.
-
-    It has 5 significant digits (5 decimals if linear): numbers that have no more come back from float32 exactly.
-    """
-    share = 0.5 * (min(max(x, -1.0), 1.0) + 1.0)
-    if not _IS_LOG[k]:
-        return floor((_LOW[k] + share * _SPAN[k]) * 1e5 + 0.5) / 1e5
-    value = _LOW[k] * exp(share * _SPAN[k])
-    scale = _FIVE_DIGITS[int(log10(value) + 3.0)]
-    return floor(value * scale + 0.5) / scale
+def _natural(k, x) -> float:
+    return natural_number(_LOW[k], _SPAN[k], _IS_LOG[k], x)
 
 
 @njit
 def parameters_of(x) -> tuple[float, ...]:
     """All parameters of an action. Args: x: (len(PARAMETERS),) floats, as `from_unit`."""
     return (
-        natural(BUDGET, x[BUDGET]),
-        natural(FILL, x[FILL]),
-        natural(KV_HIGH, x[KV_HIGH]),
-        natural(KV_BUDGET, x[KV_BUDGET]),
-        natural(MARGIN, x[MARGIN]),
-        natural(SLACK_WEIGHT, x[SLACK_WEIGHT]),
-        natural(DROP, x[DROP]),
-        natural(CLASS_WEIGHT, x[CLASS_WEIGHT]),
-        natural(RESERVE, x[RESERVE]),
-        natural(URGENCY, x[URGENCY]),
-        natural(SLACK_SHARE, x[SLACK_SHARE]),
-        natural(WATERMARK, x[WATERMARK]),
-        natural(ROLE, x[ROLE]),
+        _natural(BUDGET, x[BUDGET]),
+        _natural(FILL, x[FILL]),
+        _natural(KV_HIGH, x[KV_HIGH]),
+        _natural(KV_BUDGET, x[KV_BUDGET]),
+        _natural(MARGIN, x[MARGIN]),
+        _natural(SLACK_WEIGHT, x[SLACK_WEIGHT]),
+        _natural(DROP, x[DROP]),
+        _natural(CLASS_WEIGHT, x[CLASS_WEIGHT]),
+        _natural(RESERVE, x[RESERVE]),
+        _natural(URGENCY, x[URGENCY]),
+        _natural(SLACK_SHARE, x[SLACK_SHARE]),
+        _natural(WATERMARK, x[WATERMARK]),
+        _natural(ROLE, x[ROLE]),
     )
-
-
-def from_unit(x: Any) -> np.ndarray:
-    """The parameters, (n,) float64, of a point of the box. Args: x: (n,) floats, clipped to [-1, 1]."""
-    return np.array([natural(k, float(x[k])) for k in range(len(PARAMETERS))])
-
-
-def to_unit(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The point of the box, (n,) float64 in [-1, 1], whose parameters these are. Args: p: (n,) within their ranges."""
-    p = np.asarray(p, np.float64)
-    above = np.where(_IS_LOG, np.log(np.where(_IS_LOG, p, 1.0) / np.where(_IS_LOG, _LOW, 1.0)), p - _LOW)
-    return np.clip(2.0 * above / _SPAN - 1.0, -1.0, 1.0)
 
 
 # ---- the rule ------------------------------------------------------------------------------------------------------

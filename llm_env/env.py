@@ -10,13 +10,15 @@ import gymnasium as gym
 import numpy as np
 
 from llm_env.actions import ACTION_KINDS, BUDGET_LEVELS, DISCRETE_TABLE, NVEC
-from llm_env.adaptive import PARAMETERS
+from llm_env.adaptive import BOX as ADAPTIVE_BOX
+from llm_env.boxes import Box
 from llm_env.config import Scenario
 from llm_env.features import FEATURES
 from llm_env.ranking import REQUEST_FEATURES, observed
 from llm_env.records import MOST_RANKED, QUEUE_ORDERS
 from llm_env.render import History, render_ansi, render_rgb, show_text
 from llm_env.reward import REWARD_TERMS
+from llm_env.role_rule import BOX as ROLE_BOX
 from llm_env.spaces import Given, action_space, observation_space, resolve_episodes
 from llm_env.systems import NUM_TRAINING_SEEDS, Systems
 from llm_env.workload import WHOLE
@@ -46,11 +48,19 @@ Given several scenarios, each episode is of one of them; features and actions me
 `action="box"` (llm_env/ServingBox-v0): Box(-1, 1, (4,)), around Moore-Hodgson at tau*: log budget factor, weight of
 deadlines against prefill time, distance of dropped requests, rate margin (`llm_env.actions.to_decision`).
 `action="adaptive"` (llm_env/ServingAdaptive-v0): Box(-1, 1, ({num_parameters},)), the numbers of the policy `adaptive`;
--1 is the low end of a number's range and 1 its high end. `llm_env.adaptive.to_unit` gives the action of given numbers.
+-1 is the low end of a number's range and 1 its high end. `llm_env.adaptive.BOX.to_unit` gives the action of given
+numbers.
 
 | Num | Number | From | To | Neutral | Scale | Meaning |
 |---|---|---|---|---|---|---|
 {parameters}
+
+`action="roles"` (llm_env/ServingRoles-v0): Box(-1, 1, ({num_role_numbers},)), for workers that may change role: the numbers of the
+policy `role-switch` and two more, in the same way (`llm_env.role_rule`).
+
+| Num | Number | From | To | Neutral | Scale | Meaning |
+|---|---|---|---|---|---|---|
+{role_numbers}
 
 `action="ranked"` (llm_env/ServingRanked-v0): Box(-1, 1, ({num_ranked},)): scores of {most_ranked} candidates, then the numbers of
 `adaptive`. Candidates are the prompts that are partly prefilled, then the most urgent that wait and can be on time. In
@@ -121,6 +131,14 @@ further argument of make_vec for the others.
 """
 
 
+def _rows(box: Box) -> str:
+    """A table's rows for the numbers of a form of action."""
+    return "\n".join(
+        f"| {k} | {p.name} | {p.low:g} | {p.high:g} | {p.neutral:g} | {p.scale} | {p.meaning} |"
+        for k, p in enumerate(box.parameters)
+    )
+
+
 def _page() -> str:
     """The documentation of the environment, its tables made from the code's own."""
     features = (f"| {k} | {name} | {low:g} | {high:g} | {text} |" for k, (name, low, high, text) in enumerate(FEATURES))
@@ -134,12 +152,11 @@ def _page() -> str:
         ),
         most_ranked=MOST_RANKED,
         half_ranked=MOST_RANKED / 2,
-        num_ranked=MOST_RANKED + len(PARAMETERS),
-        num_parameters=len(PARAMETERS),
-        parameters="\n".join(
-            f"| {k} | {p.name} | {p.low:g} | {p.high:g} | {p.neutral:g} | {p.scale} | {p.meaning} |"
-            for k, p in enumerate(PARAMETERS)
-        ),
+        num_ranked=MOST_RANKED + len(ADAPTIVE_BOX.names),
+        num_parameters=len(ADAPTIVE_BOX.names),
+        parameters=_rows(ADAPTIVE_BOX),
+        num_role_numbers=len(ROLE_BOX.names),
+        role_numbers=_rows(ROLE_BOX),
         action_kinds=", ".join(f'"{kind}"' for kind in ACTION_KINDS),
         num_features=len(FEATURES),
         features="\n".join(features),

@@ -15,6 +15,13 @@ from llm_env.tuned import tuned_policies
 from llm_env.workload import concrete, draw_workload
 
 RIVALS = ("sarathi-spf:slo", "sarathi-spf@tuned", "moore-hodgson:slo", "adaptive@tuned")
+WHERE_ROLES_CHANGE = "role-switch@tuned"
+
+
+def usual_rivals(against: ValidationSet) -> dict[str, float]:
+    """Mean attainment of RIVALS, and of the rule for roles where workers may change theirs (see `rival_attainment`)."""
+    changing = any(scenario.system.roles.change for _, scenario, _ in against.cases)
+    return rival_attainment((*RIVALS, WHERE_ROLES_CHANGE) if changing else RIVALS, against)
 
 
 def rival_attainment(specs: Sequence[str], against: ValidationSet) -> dict[str, float]:

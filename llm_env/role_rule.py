@@ -14,23 +14,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from llm_env.boxes import Box, Parameter, natural_number
 from llm_env.dtypes import ROLE_BOTH, ROLE_DECODE, ROLE_PREFILL
 from llm_env.jit import njit
-from llm_env.records import View
+from llm_env.records import KV_CHUNK, KV_PROMPT, MOORE_HODGSON, Decision, View, decision
 from llm_env.service import linear_seconds
 
 
 class RoleRule(NamedTuple):
-    """The numbers of the rule.
-
-    Attributes:
-        prefill_tokens: tokens of a prefill batch: what a worker that prefills does in a second follows from it.
-        decodes: requests in a decode batch of a busy worker: what a worker that decodes does follows from it.
-        occupancy: 0 takes the decode work from what arrives, 1 from what decodes now, between them the mixture.
-        backlog_s: waiting prompts, and prefilled requests without room, are to be gone after so long.
-        hysteresis: the wanted split must lower the load of the busier pool by this share.
-        dwell_s: a worker that has asked for a role does not ask for the other one before so long.
-    """
+    """The numbers of the rule, in the order of PARAMETERS, which says what they are."""
 
     prefill_tokens: float
     decodes: float
@@ -38,6 +30,66 @@ class RoleRule(NamedTuple):
     backlog_s: float
     hysteresis: float
     dwell_s: float
+    margin: float
+    prefill_weight: float = 1.0
+    slack_weight: float = 1.0
+
+
+PARAMETERS = (  # their neutral values are the defaults of the baseline `role-switch`
+    Parameter("prefill_tokens", 64.0, 8192.0, 1024.0, "log", "most tokens in a batch of a worker that prefills"),
+    Parameter("decodes", 4.0, 512.0, 96.0, "log", "requests that a busy worker is thought to decode at once"),
+    Parameter("occupancy", 0.0, 1.0, 0.5, "linear", "0 takes the decode work from what arrives, 1 from what decodes"),
+    Parameter("backlog_s", 0.1, 100.0, 2.0, "log", "what waits, prompts or prefilled, is to be gone after so long"),
+    Parameter("hysteresis", 0.0, 1.0, 0.2, "linear", "share by which a split must lower the greater load; 1: never"),
+    Parameter("dwell_s", 0.0, 60.0, 5.0, "linear", "a worker asks for another role only so long after it last did"),
+    Parameter("margin", 0.5, 2.0, 1.0, "log", "factor on the time that a prompt is thought to need"),
+    Parameter("prefill_weight", 0.25, 4.0, 1.0, "log", "factor on the work of the prefill pool"),
+    Parameter("slack_weight", 0.0, 1.0, 1.0, "linear", "1 sorts by deadline, 0 by remaining prefill time"),
+)
+BOX = Box(PARAMETERS)
+_LOW, _SPAN, _IS_LOG = BOX.low, BOX.span, BOX.is_log
+
+
+@njit
+def _natural(k, x) -> float:
+    return natural_number(_LOW[k], _SPAN[k], _IS_LOG[k], x[k])
+
+
+@njit
+def rule_of(x) -> RoleRule:
+    """The rule that an action means. Args: x: (len(PARAMETERS),) floats in [-1, 1]."""
+    return RoleRule(
+        _natural(0, x),
+        _natural(1, x),
+        _natural(2, x),
+        _natural(3, x),
+        _natural(4, x),
+        _natural(5, x),
+        _natural(6, x),
+        _natural(7, x),
+        _natural(8, x),
+    )
+
+
+@njit
+def role_decision(view: View, rule: RoleRule) -> Decision:
+    """The next batch of a worker of either pool, and the role that it asks for.
+
+    Workers that prefill take prompts in Moore-Hodgson order, with their whole KV from the start; workers that decode
+    take all their requests, and swap to the host where a block is missing. Where there are no pools, tau* in a batch.
+    """
+    both = view.role == ROLE_BOTH
+    role, memory = role_to_ask(view, rule)
+    return decision(
+        int(view.slo_budget) if both else int(rule.prefill_tokens),
+        order=MOORE_HODGSON,
+        margin=rule.margin,
+        slack_weight=rule.slack_weight,
+        kv_rule=KV_CHUNK if both else KV_PROMPT,
+        swap=1 if view.role == ROLE_DECODE else 0,
+        memory=memory,
+        role=role,
+    )
 
 
 @njit
@@ -49,7 +101,7 @@ def pool_work(view: View, rule: RoleRule) -> tuple[float, float]:
     prompts = view.prompt_rate_per_s + view.pool_live_tokens / rule.backlog_s
     present = max(view.pool_decodes / rule.decodes, view.pool_kv_used * (view.num_workers - view.prefill_workers))
     decode = (1.0 - rule.occupancy) * view.output_rate_per_s / decode_rate + rule.occupancy * present
-    return prompts / prefill_rate, decode + view.num_lined_up / rule.decodes
+    return rule.prefill_weight * prompts / prefill_rate, decode + view.num_lined_up / rule.decodes
 
 
 @njit

@@ -7,7 +7,8 @@ import pytest
 from agents.validation import FIRST_VALIDATION_SEED, ValidationSet
 from llm_env.config import with_changes
 from llm_env.errors import UserError
-from llm_env.rivals import RIVALS, rival_attainment
+from llm_env.rivals import RIVALS, rival_attainment, usual_rivals
+from llm_env.scenarios import load_scenario
 from llm_env.study import Study, baseline_contender, run_unit
 from tests.test_population import SHORT
 
@@ -32,3 +33,11 @@ def test_where_no_request_is_measured_nobody_is_a_rival():
 def test_a_wrong_rival_is_an_error():
     with pytest.raises(UserError, match="nobody"):
         rival_attainment(("nobody",), ValidationSet(cases=(("a", SHORT, None),), seeds=SEEDS))
+
+
+def test_the_rule_for_roles_is_no_rival_where_roles_change():
+    roles = load_scenario("roles", ("episode.arrivals_s=20", "episode.warmup_s=2"))
+    for change, expected in ((True, True), (False, False)):
+        case = ("a", with_changes(roles, {"system.roles.change": change}), None)
+        found = usual_rivals(ValidationSet(cases=(case,), seeds=SEEDS[:1]))
+        assert ("role-switch@tuned" in found) == expected

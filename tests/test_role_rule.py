@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,10 +12,22 @@ from play import view_of
 from toy import run, toy_state
 
 import baselines
+from baselines import role_switch
+from llm_env.actions import ROLES, to_decision
 from llm_env.adaptive import NEUTRAL, ROLE, adaptive_decision
 from llm_env.dtypes import FINISHED, ROLE_BOTH, ROLE_DECODE, ROLE_PREFILL
 from llm_env.errors import UserError
-from llm_env.role_rule import RoleRule, pool_work, role_to_ask, wanted_prefill_workers
+from llm_env.records import MOORE_HODGSON
+from llm_env.role_rule import (
+    BOX,
+    RoleRule,
+    pool_work,
+    role_decision,
+    role_to_ask,
+    rule_of,
+    wanted_prefill_workers,
+)
+from llm_env.view import make_view
 
 pytestmark = pytest.mark.nojit
 
@@ -23,6 +38,7 @@ RULE = RoleRule(
     backlog_s=2.0,
     hysteresis=0.2,
     dwell_s=5.0,
+    margin=1.0,
 )
 VIEW = view_of()._replace(
     now_s=100.0,
@@ -44,6 +60,12 @@ def test_work_is_measured_in_something_else_than_workers():
     assert pool_work(present, RULE._replace(occupancy=1.0)) == pytest.approx((1.5, 1.2))
     assert pool_work(present._replace(pool_kv_used=0.7), RULE._replace(occupancy=1.0)) == pytest.approx((1.5, 1.4))
     assert pool_work(present, RULE._replace(occupancy=0.5)) == pytest.approx((1.5, 0.85))
+
+
+@pytest.mark.parametrize(("weight", "wanted"), [(0.25, 2), (0.7, 2), (0.9, 3), (1.0, 3)])
+def test_the_weight_of_prefill_work_does_not_move_the_split(weight, wanted):
+    # 1.5 x weight and 0.5 workers of work: from weight 0.83 on 3 + 1 lowers the load of the prefill pool by a fifth
+    assert wanted_prefill_workers(VIEW, RULE._replace(prefill_weight=weight)) == wanted
 
 
 @pytest.mark.parametrize(("hysteresis", "wanted"), [(0.0, 3), (0.2, 3), (0.32, 3), (0.34, 2)])
@@ -124,3 +146,36 @@ def test_the_baseline_keeps_its_split_under_prompts_alone():
 def test_the_baseline_takes_any_number(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         baselines.make_policy("role-switch", **wrong)
+
+
+# ---- the box -------------------------------------------------------------------------------------------------------
+def test_the_box_is_not_that_of_the_baseline():
+    defaults = {name: p.default for name, p in inspect.signature(role_switch.make).parameters.items()}
+    assert BOX.names == RoleRule._fields
+    assert {name: BOX.neutral[BOX.names.index(name)] for name in defaults if name != "change"} == {
+        name: value for name, value in defaults.items() if name != "change"
+    }
+    assert rule_of(BOX.to_unit(BOX.neutral)) == RoleRule(*BOX.neutral)
+
+
+def test_an_action_is_decided_as_other_numbers():
+    state = toy_state([(0.0, 5, 3), (0.0, 50, 3)], blocks=40)
+    for seed in range(20):
+        x = np.random.default_rng(seed).uniform(-1.2, 1.2, len(BOX.names))
+        rule = RoleRule(*BOX.from_unit(x))
+        assert to_decision(state, ROLES, np.zeros(4, np.int64), x) == role_decision(make_view(state), rule)
+
+
+def test_the_batches_of_the_pools_are_alike():
+    rule = RULE._replace(prefill_tokens=77.0, margin=1.25, slack_weight=0.5)
+    prefill = role_decision(VIEW, rule)
+    assert (prefill.token_budget, prefill.order, prefill.margin, prefill.slack_weight) == (77, MOORE_HODGSON, 1.25, 0.5)
+    decode = role_decision(VIEW._replace(role=ROLE_DECODE), rule)
+    assert (prefill.swap, decode.swap) == (0, 1)
+    assert role_decision(VIEW._replace(role=ROLE_BOTH, slo_budget=31), rule).token_budget == 31
+
+
+def test_the_greatest_hysteresis_lets_a_role_change():
+    busy = VIEW._replace(role=ROLE_DECODE, prompt_rate_per_s=5000.0, output_rate_per_s=0.0)
+    assert role_decision(busy, RULE._replace(hysteresis=0.3)).role == ROLE_PREFILL
+    assert role_decision(busy, RULE._replace(hysteresis=1.0)).role == 0

@@ -14,6 +14,7 @@ from agents.vec_env import ServingVecEnv
 from llm_env.adaptive import NAMES, NEUTRAL, adaptive_decision, from_unit, to_unit
 from llm_env.errors import UserError
 from llm_env.records import policy
+from llm_env.role_rule import BOX as ROLE_BOX
 from llm_env.rollout import rollout
 from llm_env.workload import draw_workload
 from tests.test_population import SHORT
@@ -56,7 +57,7 @@ def test_tuned_settings_are_the_start_and_given_ones_hold_in_their_place(monkeyp
         ({"given": ("budget=fast",)}, 'budget: expected a number, got "fast"'),
         ({"given": ("budget=9",)}, "budget: expected 0.2 to 4, got 9"),
         ({"given": ("budget=nan",)}, "budget: expected 0.2 to 4, got nan"),
-        ({"given": ("budget=1",), "form": "box"}, "start: only for --action adaptive or ranked, got box"),
+        ({"given": ("budget=1",), "form": "box"}, "start: only for --action adaptive, ranked or roles, got box"),
         ({"init": "tuned", "form": "multidiscrete"}, "init tuned: only for --action adaptive"),
         ({"given": ("budget=1",), "init": "none"}, "not with --init none"),
         ({"init": "tuned"}, "scenario short: no policy has tuned settings"),
@@ -86,3 +87,20 @@ def test_an_untrained_ppo_agent_decides_as_the_rule_that_it_begins_at():
         by_rule = rollout(SHORT, decide, draw_workload(SHORT, seed), seed, record=True)
         n = int(by_rule.system["num_requests"][0])
         assert by_rule.requests[:n].tobytes() == systems.state(e).requests[:n].tobytes()
+
+
+def test_a_rule_for_roles_begins_elsewhere_than_its_baseline(monkeypatch):
+    found = {"prefill_tokens": 2014, "hysteresis": 0.1875, "dwell_s": 3.423, "change": True}
+    monkeypatch.setattr(agents.starts, "tuned_parameters", lambda _scenario, policy: {"role-switch": found}[policy])
+    start = begin("roles", "tuned", ("margin=0.9",))
+    assert start is not None
+    rule = dict(zip(ROLE_BOX.names, ROLE_BOX.from_unit(start.astype(np.float32)), strict=True))
+    assert rule == dict(zip(ROLE_BOX.names, ROLE_BOX.neutral, strict=True)) | {
+        "prefill_tokens": 2014,
+        "hysteresis": 0.1875,
+        "dwell_s": 3.423,
+        "margin": 0.9,
+    }
+    found["change"] = False
+    with pytest.raises(UserError, match="the tuned role-switch changes no roles"):
+        begin("roles", "tuned")

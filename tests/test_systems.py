@@ -72,6 +72,7 @@ NOISY = {"system": {"service": {"setup_noise": "exponential"}}, "episode": {**EP
         ("box", (*ALL, PEOPLE), None),
         ("adaptive", (SMALL, SPLIT), None),
         ("ranked", (SMALL, SPLIT), None),
+        ("roles", (SMALL, SPLIT), None),
     ],
 )
 def test_an_episode_among_other_scenarios_differs_from_one_alone(action, scenarios, load_range):

@@ -118,11 +118,14 @@ def test_several_seeds_are_runs_of_their_own_and_a_summary(tmp_path, scenario, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--algo", "es", "--action", "discrete"), "algo: es needs --action box, adaptive or route, got discrete"),
+        (
+            ("--algo", "es", "--action", "discrete"),
+            "es needs --action box, adaptive, roles or route, got discrete",
+        ),
         (("--algo", "es", "--init", "none"), "algo: es needs a place to begin"),
         (("--algo", "es", "--es.pairs", "0"), "es.pairs: expected 1 to"),
         (("--algo", "es", "--start", "budget=100"), "start: budget: expected 0.2 to 4, got 100"),
-        (("--init", "tuned"), "init tuned: only for --action adaptive or ranked, got"),
+        (("--init", "tuned"), "init tuned: only for --action adaptive, ranked or roles, got"),
         (("--algo", "es", "--init", "tuned"), "scenario tiny: no policy has tuned settings"),
         (("--algo", "es", "--paired"), "paired: only for ppo"),
         (("--paired", "--action", "box", "--init", "none"), "paired: needs a rule to begin at"),

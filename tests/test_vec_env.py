@@ -30,7 +30,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("action", ["multidiscrete", "discrete", "box", "adaptive", "ranked"])
+@pytest.mark.parametrize("action", ["multidiscrete", "discrete", "box", "adaptive", "ranked", "roles"])
 def test_every_step_equals_that_of_the_gymnasium_vector_form(action, mixed):
     scenario = [scenario_from_dict(SHORT), scenario_from_dict(OTHER)] if mixed else scenario_from_dict(SHORT)
     ours = ServingVecEnv(scenario, 3, action)
