@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.es import ESSettings
+from agents.imitation import ImitationSettings, checked
 from agents.ppo import PPOSettings
 from llm_env.actions import FLOAT_NAMES
 from llm_env.errors import UserError
@@ -29,11 +30,14 @@ class Arguments:
 
     python train.py --scenario chat-bursty --change system.workers=2 --load-range 0.4 1.2
 
-    How: --algo and, of it, num-steps ... hidden (ppo) or es.* (es); --action and where it begins: --init, --start, like
+    How: --algo and, of it, num-steps ... hidden (ppo) or es.* (es); --action and where it begins: --init, --start,
+    imitate.*, like
 
     python train.py --scenario classes-two --algo es --init tuned --es.generations 150
 
     python train.py --action adaptive --start budget=0.7 margin=1.2 --paired
+
+    python train.py --imitate.teacher adaptive@tuned
 
     How often and what is kept: --seed or --seeds, --validation-..., --checkpoint-every, --resume, --out, like
 
@@ -133,6 +137,8 @@ class Arguments:
 
     es: ESSettings = field(default_factory=ESSettings)
 
+    imitate: ImitationSettings = field(default_factory=ImitationSettings)
+
     @property
     def form(self) -> str:
         """Of the action."""
@@ -175,6 +181,7 @@ class Arguments:
             raise UserError("paired: needs a rule to begin at: --init heuristic or tuned")
         if self.algo == "maskable-ppo" and self.form != "multidiscrete":
             raise UserError(f"algo: maskable-ppo needs --action multidiscrete, got {self.form}")
+        checked(self.imitate, self.form, self.algo)
         if self.load_range is not None:
             checked_load_range(self.load_range)
         checked_part(self.trace_part)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from agents.arguments import Arguments
 from agents.callbacks import Advance, EpisodeMetrics, ProgressLine, Validation
 from agents.curriculum import Course
 from agents.export import agent_from_policy
+from agents.imitation import NUM_ENVS, Act, imitate
 from agents.learning_run import LearningRun
 from agents.network import NumpyAgent
 from agents.paired import PairedVecEnv, moore_hodgson_action
@@ -20,6 +22,7 @@ from agents.run_state import Checkpoints
 from agents.vec_env import ServingVecEnv
 from llm_env.command import Terminated
 from llm_env.config import Scenario
+from llm_env.errors import UserError
 from llm_env.systems import NUM_TRAINING_SEEDS
 
 
@@ -37,7 +40,8 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
         about = run.about() | {"timesteps": int(model.num_timesteps)}
         return agent_from_policy(model.policy, form, ACTIVATION, masked, about)
 
-    validation = Validation(export, keeper, arguments.validation_every, run.start is not None, arguments.patience)
+    began = run.start is not None or bool(arguments.imitate.teacher)  # what it is before it learns may be kept
+    validation = Validation(export, keeper, arguments.validation_every, began, arguments.patience)
     progress = ProgressLine(keeper, arguments.timesteps)
     writer = run.writer()
     checkpoints = Checkpoints(writer, {"environment": env, "validation": keeper})
@@ -51,6 +55,8 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
         checkpoints,
     ]
     try:
+        if run.checkpoint is None:
+            _imitate(run, model, export)
         to_go = arguments.timesteps - model.num_timesteps
         model.learn(to_go, callback=callbacks, reset_num_timesteps=run.checkpoint is None)
     except (KeyboardInterrupt, Terminated):
@@ -62,6 +68,25 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
     except OSError as error:
         writer.give_up(f"{error.filename or task.out}: {error.strerror or error}")
     return export()
+
+
+def _imitate(run: LearningRun, model: Any, export: Callable[[], NumpyAgent]) -> None:
+    """Fits the policy to a teacher before it learns by itself, if one was asked for."""
+    arguments, task, settings = run.arguments, run.task, run.arguments.imitate
+    if not settings.teacher:
+        return
+    if run.teachers is None:
+        raise UserError("imitate.teacher: there are no teachers here: use train.py")
+    teacher = run.teachers(settings, task.scenarios)
+    env = ServingVecEnv(task.scenarios, NUM_ENVS, arguments.form, task.workloads(), _stagger_steps(task.scenarios))
+    env.seed(first_episode_seed(arguments.seed, NUM_ENVS))
+    rng = np.random.default_rng([arguments.seed, 2])
+
+    def act() -> Act:
+        agent = export()
+        return lambda observations: agent.act(observations, False, rng)
+
+    imitate(model, env, teacher, settings, arguments.seed, act, lambda line: sys.stdout.write(f"{line}\n"))
 
 
 def _environment(run: LearningRun, course: Course) -> ServingVecEnv:

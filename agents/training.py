@@ -18,6 +18,7 @@ from agents.checkpoint import Checkpoint, remove_checkpoints
 from agents.es_training import learn_by_es
 from agents.files import save
 from agents.forms import Trained
+from agents.imitation import Teachers
 from agents.learning_run import LearningRun
 from agents.ppo_training import learn_by_ppo
 from agents.references import ReferenceLines, Rivals
@@ -32,34 +33,40 @@ from llm_env.config import Scenario
 from llm_env.workload import is_closed
 
 
-def main(argv: list[str] | None = None, rivals: Rivals | None = None) -> int:
+def main(argv: list[str] | None = None, rivals: Rivals | None = None, teachers: Teachers | None = None) -> int:
     """Runs the command.
 
     Args:
         argv: its words; those of the process if None.
         rivals: who is shown beside the agent.
+        teachers: makes who is imitated, of `--imitate.teacher`.
 
     Returns:
         The exit code (see `llm_env.command.exit_code`).
     """
-    return exit_code(lambda: _run(tyro.cli(Arguments, args=argv, prog="train.py"), argv, rivals))
+    return exit_code(lambda: _run(tyro.cli(Arguments, args=argv, prog="train.py"), argv, rivals, teachers))
 
 
-def _run(arguments: Arguments, argv: list[str] | None, rivals: Rivals | None) -> int:
+def _run(arguments: Arguments, argv: list[str] | None, rivals: Rivals | None, teachers: Teachers | None = None) -> int:
     if arguments.resume is not None:
         check_alone(argv)
         folder = Path(arguments.resume)
         with locked(folder, make=False):
-            return _learn(*open_run(folder), argv=None, rivals=rivals)
+            return _learn(*open_run(folder), None, rivals, teachers)
     task = make_task(arguments)
     if arguments.seeds:
-        return run_seeds(partial(_run, argv=argv, rivals=rivals), task, arguments)
+        return run_seeds(partial(_run, argv=argv, rivals=rivals, teachers=teachers), task, arguments)
     with locked(task.out):
-        return _learn(task, arguments, None, argv, rivals)
+        return _learn(task, arguments, None, argv, rivals, teachers)
 
 
 def _learn(
-    task: Task, arguments: Arguments, checkpoint: Checkpoint | None, argv: list[str] | None, rivals: Rivals | None
+    task: Task,
+    arguments: Arguments,
+    checkpoint: Checkpoint | None,
+    argv: list[str] | None,
+    rivals: Rivals | None,
+    teachers: Teachers | None,
 ) -> int:
     begins = (arguments.form, arguments.init, arguments.start, task.scenarios)
     form = starting_form(*begins, arguments.es.learn) if arguments.algo == "es" else None
@@ -70,7 +77,7 @@ def _learn(
     reached = dict(rivals(task.against)) if rivals is not None else {}
     lines = ReferenceLines(task.out / "tb", reached, None if checkpoint is None else checkpoint.step + 1)
     keeper = Keeper(task.against, lines.mark)
-    run = LearningRun(task, arguments, start, form, keeper, checkpoint)
+    run = LearningRun(task, arguments, start, form, keeper, checkpoint, teachers)
     try:
         last = (learn_by_es if arguments.algo == "es" else learn_by_ppo)(run)
     finally:

@@ -18,7 +18,7 @@ from llm_env.actions import BUDGET_LEVELS, CHUNK_LEVELS, DISCRETE_TABLE, MIX_FUL
 from llm_env.adaptive import BOX as ADAPTIVE_BOX
 from llm_env.errors import UserError
 from llm_env.ranking import observed
-from llm_env.records import MOST_RANKED, SHORTEST_PREFILL
+from llm_env.records import MOST_RANKED, SHORTEST_PREFILL, State
 from llm_env.role_rule import BOX as ROLE_BOX
 from llm_env.spaces import Given, action_space, observation_space, resolve_scenarios
 from llm_env.systems import Step, Systems, Workload
@@ -174,6 +174,10 @@ class ServingVecEnv(VecEnv):
     def action_masks(self) -> np.ndarray:
         """(num_envs, sum(nvec)) bool: the MultiDiscrete levels that make a difference now."""
         return self._systems.masks()
+
+    def state(self, e: int) -> State:
+        """System e, without a leading axis (see `Systems.state`)."""
+        return self._systems.state(e)
 
     def saved(self) -> dict[str, Any]:
         """All that the steps to come depend on: views on arrays, and JSON values (see `Systems.saved`)."""

@@ -125,14 +125,20 @@ def to_decision(state: State, kind, integers, floats) -> Decision:
         )
     num_decodes = worker.num_running - worker.num_moving - worker.num_partial
     if kind == DISCRETE:
-        entry = _TABLE[integers[0]]
-        return decision_from_levels(budget, num_decodes, entry[0], entry[1], entry[2], entry[3])
+        return decision_from_entry(budget, num_decodes, integers[0])
     return decision_from_levels(budget, num_decodes, integers[0], integers[1], integers[2], integers[3])
 
 
 @njit
 def _unit(x) -> float:
     return min(max(x, -1.0), 1.0)
+
+
+@njit
+def decision_from_entry(slo_budget, num_decodes, k) -> Decision:
+    """The Decision of entry k of DISCRETE_TABLE. Args: slo_budget, num_decodes: as in the View."""
+    entry = _TABLE[k]
+    return decision_from_levels(slo_budget, num_decodes, entry[0], entry[1], entry[2], entry[3])
 
 
 @njit

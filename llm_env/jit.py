@@ -55,6 +55,7 @@ _PROGRAMS = (
     "search",
     "simulate",
     "sizing",
+    "teachers",
     "study",
     "study_files",
     "statistics",

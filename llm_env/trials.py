@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from numba import types
 
+from llm_env.actions import decision_from_entry
 from llm_env.addresses import states_at
 from llm_env.core import step
 from llm_env.dtypes import ACTIVE, FINISHED, LATE_TOLERANCE_S, NEEDS_ROOM, REJECTED, RULE_DEADLINE, WAITING
@@ -42,7 +43,7 @@ from llm_env.slo import slo_met, tbt_broken, ttft_met
 from llm_env.view import make_view
 
 # ---- changes of a decision -----------------------------------------------------------------------------------------
-KEEP, DECODES_ONLY, BUDGET, SCALE, FILL, URGENT_FILL, NO_ADMISSION, SHORTEST, DEADLINES = range(9)
+KEEP, DECODES_ONLY, BUDGET, SCALE, FILL, URGENT_FILL, NO_ADMISSION, SHORTEST, DEADLINES, LEVELS = range(10)
 
 
 class Change(NamedTuple):
@@ -52,7 +53,7 @@ class Change(NamedTuple):
     base's budget; FILL: the largest batch within `value` times the slack of the most urgent decode; URGENT_FILL: the
     same, and only decodes that are late within `value` TBT targets; NO_ADMISSION: nobody new; SHORTEST: by the mixture
     of `slack_weight` = `value` of deadline and remaining prefill, nobody dropped, the hopeless last; DEADLINES:
-    Moore-Hodgson with the margin `value`.
+    Moore-Hodgson with the margin `value`; LEVELS: entry `value` of the actions' DISCRETE_TABLE in its place.
     """
 
     name: str
@@ -80,6 +81,8 @@ _LARGEST = 8192  # tokens: what `baselines.slack_fill` takes at most
 @njit
 def changed(view: View, d: Decision, kind, value) -> Decision:
     """A decision of the base with a change; see `Change`."""
+    if kind == LEVELS:
+        return decision_from_entry(view.slo_budget, view.num_decodes, int(value))
     budget, prefill_tokens, max_running, order = d.token_budget, d.prefill_tokens, d.max_running, d.order
     margin, slack_weight, drop_weight = d.margin, d.slack_weight, d.drop_weight
     within_s, fill_decodes = d.decode_within_s, d.fill_decodes

@@ -111,6 +111,7 @@ FLOORS = {
     "llm_env.study": 6,
     "llm_env.tuning": 6,
     "llm_env.rivals": 6,
+    "llm_env.teachers": 6,
     "llm_env.aggregate": 6,
     "llm_env.tables": 6,
     "llm_env.plots": 6,
@@ -143,6 +144,8 @@ FLOORS = {
 ALLOWED = {
     ("llm_env.jit", "llm_env.units"): "the decorator and what it does; units know nothing of the cache folder",
     ("train", "llm_env.rivals"): "agents are shown beside baselines, which they must not import",
+    ("train", "llm_env.teachers"): "agents imitate baselines, which they must not import",
+    ("llm_env.teachers", "llm_env.study"): "baselines are named as evaluate.py names them",
     ("llm_env.rivals", "llm_env.study"): "baselines are named as evaluate.py names them",
     ("llm_env.records", "llm_env.jit"): "policies and rows of a State are compiled",
     ("llm_env.records", "llm_env.reference"): "which get a State by address",
