@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ from llm_env.tuning import code_version
 from llm_env.workload import concrete, draw_workload
 
 SEEDS = 48
+PLANNER_SEEDS = 24  # a planner takes thousands of trials for each decision
 LOADS = (0.6, 0.8, 1.0)
 FAMILIES: dict[str, tuple[float, ...]] = {  # name of the scenario -> loads; none: drawn with the rest of an episode
     "chat-bursty": LOADS,
@@ -104,6 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="policies to plan ahead from (docs/lookahead.md): slow",
     )
     parser.add_argument("--clairvoyant", nargs="*", default=[], metavar="SPEC", help="the same with the true future")
+    parser.add_argument(
+        "--planner-seeds",
+        type=integer(2, 10_000),
+        default=PLANNER_SEEDS,
+        metavar="N",
+        help=f"workloads of both, the first of the others' (default: {PLANNER_SEEDS})",
+    )
     parser.add_argument("--seeds", type=integer(2, 10_000), default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
     parser.add_argument("--processes", type=integer(1, 1024), default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
@@ -128,13 +137,15 @@ def run_family(family: str, arguments: argparse.Namespace) -> None:
     _save_bound(base, arguments.results)
     planners = [*_planners(scenario, LOOKAHEAD, arguments.lookahead)]
     planners += _planners(scenario, CLAIRVOYANT, arguments.clairvoyant)
-    for rival in [*_policies(family, arguments.policies), *planners, *_agents(family, arguments.agent)]:
-        key = result_key(base, rival)
+    fewer = replace(base, seeds=_seeds(min(arguments.planner_seeds, arguments.seeds)))
+    quick = [*_policies(family, arguments.policies), *_agents(family, arguments.agent)]
+    for study, rival in [*((base, rival) for rival in quick), *((fewer, rival) for rival in planners)]:
+        key = result_key(study, rival)
         path = path_of(arguments.results, family, rival.label)
         if path.exists() and load(path).key == key:
             continue
         sys.stderr.write(f"{family}: {rival.label}\n")
-        save(arguments.results, run_rival(base, rival, key, arguments.processes))
+        save(arguments.results, run_rival(study, rival, key, arguments.processes))
 
 
 def _seeds(number: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ strong rules made by hand; **literature** is what engines ship and papers propos
 - **By length** is the share of requests that met their SLO in each quarter of the prompts, shortest first: starvation
   of long prompts shows there. **p99 TTFT** is the mean over workloads and loads, in seconds.
 - **Of bound** is the share of what no policy can pass (`llm_env/bounds.py`); there is none where service times are
-  noisy. **Gap closed** is the share of the way from the strongest reference to a planner that sees the future.
+  noisy. **Gap closed** is the share of the way from the strongest reference to a planner that sees the future, on the
+  workloads that the planner met: the first of the others', for it takes seconds for each.
 - The strongest reference and the strongest literature scheduler of a family are chosen on these same workloads, which
   favours them a little.
 """
@@ -91,8 +93,10 @@ class FamilyTable:
         headroom = self.headroom()
         if headroom is None or headroom.verdict != "wins" or self.reference is None:
             return math.nan
-        gain = self.versus(result, self.reference)
-        return gain.difference.mean / headroom.difference.mean if gain else math.nan
+        if self.clairvoyant is None or result is self.reference:
+            return math.nan
+        gain = compare(*_paired(_of_workloads(result, self.clairvoyant), self.reference))
+        return gain.difference.mean / headroom.difference.mean
 
     def headroom(self) -> Comparison | None:
         """The clairvoyant planner against the strongest reference."""
@@ -109,7 +113,11 @@ class FamilyTable:
         lines += ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
         for result in (self.bound, self.clairvoyant):
             if result is not None:
-                name = "no policy can pass" if result.kind == "bound" else f"{result.label} (sees the future)"
+                name = (
+                    "no policy can pass"
+                    if result.kind == "bound"
+                    else f"{result.label} (sees the future; on {result.seeds} workloads)"
+                )
                 lines.append(self._row(result, f"*{name}*"))
         lines += [self._row(r, f"**{r.label}**" if r.kind == "agent" else f"{r.label} ({r.kind})") for r in self.rivals]
         lines.append("")
@@ -229,6 +237,14 @@ def _paired(first: Result, second: Result) -> tuple[np.ndarray, np.ndarray]:
     b = second.scores()[:, start - second.first_seed : end - second.first_seed].mean(axis=0)
     there = np.isfinite(b) & np.isfinite(a).all(axis=0)
     return a[:, there], b[there]
+
+
+def _of_workloads(result: Result, other: Result) -> Result:
+    """A result on the workloads alone that another one met too."""
+    skip = max(0, other.first_seed - result.first_seed)
+    seeds = min(result.seeds - skip, other.first_seed + other.seeds - result.first_seed - skip)
+    attainment = [[load[skip : skip + seeds] for load in training] for training in result.attainment]
+    return replace(result, first_seed=result.first_seed + skip, seeds=seeds, attainment=attainment)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

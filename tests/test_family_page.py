@@ -82,6 +82,16 @@ def test_winners_are_the_strongest_and_differences_are_paired():
     assert table.versus(table.reference, table.reference) is None
 
 
+def test_a_planner_that_ran_less_is_compared_with_what_others_did_elsewhere():
+    agent, planner = result("agent", "agent", 0.0), result("lookahead", "clairvoyant", 0.08)
+    gains = np.where(np.arange(12) < 5, 0.04, -0.4)  # by which it would seem to be far behind
+    agent = replace(agent, attainment=rounded(LUCK + gains))
+    few = replace(planner, seeds=5, attainment=rounded(LUCK[:, :, :5] + 0.08))
+    table = FamilyTable([result("adaptive", "reference", 0.0), agent, few])
+    assert table.gap_closed(agent) == pytest.approx(0.5, abs=1e-3)
+    assert "*lookahead (sees the future; on 5 workloads)*" in table.text()
+
+
 def test_the_gap_closed_is_the_share_of_the_way_to_who_sees_the_future():
     table = FamilyTable(
         [
