@@ -30,8 +30,8 @@ class Arguments:
 
     python train.py --scenario chat-bursty --change system.workers=2 --load-range 0.4 1.2
 
-    How: --algo and, of it, num-steps ... hidden (ppo) or es.* (es); --action and where it begins: --init, --start,
-    imitate.*, like
+    How: --algo and, of it, num-steps ... lstm-hidden (all of ppo) or es.* (es); --action and where it begins: --init,
+    --start, imitate.*, like
 
     python train.py --scenario classes-two --algo es --init tuned --es.generations 150
 
@@ -56,10 +56,11 @@ class Arguments:
     timesteps: int = 2_000_000
     """Decisions to learn from, over all environments; rounded up to whole rollouts."""
 
-    algo: Literal["ppo", "maskable-ppo", "es"] = "ppo"
+    algo: Literal["ppo", "maskable-ppo", "recurrent-ppo", "es"] = "ppo"
     """How it learns. ppo: from the reward of every decision; maskable-ppo: never tries levels that make no difference,
-    needs multidiscrete actions and is slower; es: evolution strategies, from the attainment of whole episodes, for box,
-    adaptive and roles actions and for routes."""
+    needs multidiscrete actions and is slower; recurrent-ppo: remembers what it saw in the episode (an LSTM), is slower
+    too, for all of its actions but ranked ones; es: evolution strategies, from the attainment of whole episodes, for
+    box, adaptive and roles actions and for routes."""
 
     seed: int = 0
     """Of everything: weights, exploration, and which of the training episodes (seeds 0 to 999,999) are met."""
@@ -181,6 +182,10 @@ class Arguments:
             raise UserError("paired: needs a rule to begin at: --init heuristic or tuned")
         if self.algo == "maskable-ppo" and self.form != "multidiscrete":
             raise UserError(f"algo: maskable-ppo needs --action multidiscrete, got {self.form}")
+        if self.algo == "recurrent-ppo" and self.form == "ranked":
+            raise UserError(
+                "algo: recurrent-ppo needs --action multidiscrete, discrete, box, adaptive or roles, got ranked"
+            )
         checked(self.imitate, self.form, self.algo)
         if self.load_range is not None:
             checked_load_range(self.load_range)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as tensors_to_bytes
 
+from agents.lstm import TENSORS, checked_lstm, lstm_from_torch
 from agents.network import ACTIVATIONS, OUTPUTS, Layer, NumpyAgent
 from llm_env.actions import FLOAT_NAMES
 from llm_env.errors import InputOutputError, UserError
@@ -37,10 +38,11 @@ REQUEST_FEATURE_NAMES = tuple(name for name, *_ in REQUEST_FEATURES)
 
 # ---- from torch ----------------------------------------------------------------------------------------------------
 def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, about: dict[str, Any]) -> NumpyAgent:
-    """The NumpyAgent that decides as a Stable-Baselines3 MlpPolicy does; a copy of its weights.
+    """The NumpyAgent that decides as a Stable-Baselines3 MlpPolicy or MlpLstmPolicy does; a copy of its weights.
 
     Args:
-        policy: ActorCriticPolicy with separate networks for policy and value.
+        policy: ActorCriticPolicy with separate networks for policy and value. Of one with an LSTM, which has one layer,
+            the value is left out.
         action: one of `llm_env.actions.ACTION_KINDS`.
         activation: "tanh" or "relu".
         masked: trained with action masks.
@@ -55,14 +57,15 @@ def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, a
         names = [name for name in dict.fromkeys(names) if not name.endswith(".bias")]
         return tuple((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in (*names, last))
 
-    ranked = action == "ranked"
+    ranked, recurrent = action == "ranked", hasattr(policy, "lstm_actor")
     return NumpyAgent(
         action=action,
         activation=activation,
         policy=layers("policy_net", "mlp_extractor.head" if ranked else "action_net"),
         scorer=layers("scorer", "mlp_extractor.score") if ranked else None,
         log_std=tensors.get("log_std"),
-        values=layers("value_net", "value_net"),
+        values=None if recurrent else layers("value_net", "value_net"),
+        lstm=lstm_from_torch(tensors, "lstm_actor") if recurrent else None,
         masked=masked,
         about=about,
     )
@@ -71,7 +74,7 @@ def agent_from_policy(policy: Any, action: str, activation: str, masked: bool, a
 # ---- writing -------------------------------------------------------------------------------------------------------
 def agent_files(agent: NumpyAgent) -> dict[str, bytes]:
     """An agent's files by name."""
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {} if agent.lstm is None else agent.lstm.tensors()
     for network, layers in (("policy", agent.policy), ("value", agent.values or ()), ("scorer", agent.scorer or ())):
         for k, (weight, bias) in enumerate(layers):
             tensors[f"{network}.{k}.weight"] = np.ascontiguousarray(weight)
@@ -85,6 +88,7 @@ def agent_files(agent: NumpyAgent) -> dict[str, bytes]:
         "action": agent.action,
         "activation": agent.activation,
         "masked": agent.masked,
+        "lstm": agent.lstm is not None,
         "policy_layers": [f"policy.{k}" for k in range(len(agent.policy))],
         "value_layers": None if agent.values is None else [f"value.{k}" for k in range(len(agent.values))],
         "scorer_layers": None if agent.scorer is None else [f"scorer.{k}" for k in range(len(agent.scorer))],
@@ -132,14 +136,18 @@ def load_agent(folder: str | Path) -> NumpyAgent:
     manifest = _read_manifest(folder / MANIFEST)
     place = folder / WEIGHTS
     action, values, scorer = manifest["action"], manifest["value_layers"], manifest.get("scorer_layers")
+    recurrent = manifest.get("lstm", False)
     names = {*manifest["policy_layers"], *(values or []), *(scorer or [])}
     expected = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     expected |= {"log_std"} if action in FLOAT_NAMES else set()
+    expected |= set(TENSORS) if recurrent else set()
     tensors = read_weights(place, manifest["sha256"], expected)
     if action in FLOAT_NAMES and tensors["log_std"].shape != (OUTPUTS[action],):
         raise UserError(f"{place}: log_std: expected shape ({OUTPUTS[action]},), got {tensors['log_std'].shape}")
+    lstm = checked_lstm(place, tensors) if recurrent else None
+    outputs = OUTPUTS[action] - (0 if scorer is None else MOST_RANKED)
     policy = checked_layers(
-        place, tensors, manifest["policy_layers"], OUTPUTS[action] - (0 if scorer is None else MOST_RANKED)
+        place, tensors, manifest["policy_layers"], outputs, NUM_FEATURES if lstm is None else lstm.hidden
     )
     scorer_width = NUM_REQUEST_FEATURES + policy[-1][0].shape[1]
     return NumpyAgent(
@@ -149,6 +157,7 @@ def load_agent(folder: str | Path) -> NumpyAgent:
         scorer=None if scorer is None else checked_layers(place, tensors, scorer, 1, scorer_width),
         log_std=tensors.get("log_std"),
         values=None if values is None else checked_layers(place, tensors, values, 1),
+        lstm=lstm,
         masked=manifest["masked"],
         about=manifest["about"],
     )
@@ -261,6 +270,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         value = manifest.get(field)
         check(field, isinstance(value, str) and value in known, f"one of {', '.join(known)}")
     check("masked", isinstance(manifest.get("masked"), bool), "true or false")
+    recurrent = manifest.get("lstm", False)  # files without it are of agents without memory
+    feedforward_only = manifest["action"] == "ranked" or manifest["masked"] or manifest.get("value_layers") is not None
+    check("lstm", isinstance(recurrent, bool), "true or false")
+    check("lstm", not (recurrent and feedforward_only), "false for an agent with masks, ranks or a value")
     check("sha256", isinstance(manifest.get("sha256"), str), "text")
     check("about", isinstance(manifest.get("about"), dict), "an object")
     check("policy_layers", is_names(manifest.get("policy_layers")), f"1 to {MAX_LAYERS} different names")

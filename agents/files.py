@@ -49,7 +49,9 @@ def save(agent: Trained, folder: str | Path) -> None:
 def shape_of(agent: Trained) -> tuple[str, list[int]]:
     """What an agent decides, in words, and the widths of its network."""
     layers: Any = agent.policy if isinstance(agent, NumpyAgent) else agent.layers
-    what = "workers for requests, scored one by one"
+    what, first = "workers for requests, scored one by one", []
     if isinstance(agent, NumpyAgent):
         what = f"{agent.action} actions{', with masks' if agent.masked else ''}"
-    return what, [layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers)]
+        if agent.lstm is not None:
+            what, first = f"{what}, with a memory (LSTM of {agent.lstm.hidden})", [agent.lstm.weight_ih.shape[1]]
+    return what, [*first, layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers)]

@@ -1,4 +1,4 @@
-"""A trained policy as plain numpy arrays: the forward pass of a small MLP, the choice of an action. No torch."""
+"""A trained policy as plain numpy arrays: the forward pass of a small network, the choice of an action. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.lstm import LSTM
 from llm_env.actions import ACTION_KINDS, BOX, DISCRETE, DISCRETE_TABLE, FLOAT_NAMES, NVEC
 from llm_env.features import NUM_FEATURES
 from llm_env.ranking import NUM_REQUEST_FEATURES
@@ -27,11 +28,12 @@ class NumpyAgent:
     Attributes:
         action: one of `llm_env.actions.ACTION_KINDS`.
         activation: "tanh" or "relu", after every layer but the last.
-        policy: layers from features to logits (or the means of floats).
+        policy: layers from features, or from what the LSTM gives, to logits (or the means of floats).
         log_std: (n,) of floats.
         values: layers from features to the value, None if they were not kept.
         scorer: of the form "ranked", layers from [features of a request, output of the policy's last hidden layer] to
             its score; `policy` then gives the numbers of the rule alone.
+        lstm: of an agent with memory, from features to the first layer; None of one that decides by what it sees now.
         masked: it was trained with action masks, and `llm_env` runs give them to it.
         about: the metadata of its file.
     """
@@ -42,11 +44,30 @@ class NumpyAgent:
     log_std: np.ndarray | None = None
     values: tuple[Layer, ...] | None = None
     scorer: tuple[Layer, ...] | None = None
+    lstm: LSTM | None = None
     masked: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
-    def logits(self, observations: np.ndarray) -> np.ndarray:
-        """(n, number of logits) float32; of floats, the means."""
+    def memory(self, num_systems: int) -> np.ndarray | None:
+        """What an agent with memory knows when episodes begin, None of one without.
+
+        Where an episode ends and another begins, set its row to 0.
+
+        Returns:
+            (num_systems, 2 x width of the LSTM) float32.
+        """
+        return None if self.lstm is None else self.lstm.memory(num_systems)
+
+    def logits(self, observations: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
+        """(n, number of logits) float32; of floats, the means. Arguments and errors as `act`."""
+        if self.lstm is not None:
+            if memory is None:
+                raise ValueError(
+                    "memory: this agent has one: begin with agent.memory(n) and give it at every decision of an episode"
+                )
+            observations = self.lstm.step(observations, memory)
+        elif memory is not None:
+            raise ValueError("memory: this agent has none: give None, as agent.memory(n) does")
         if self.scorer is None:
             return self._forward(self.policy, observations)
         trunk = self._hidden(self.policy, observations[:, :NUM_FEATURES])
@@ -82,6 +103,7 @@ class NumpyAgent:
         deterministic: bool = True,
         rng: np.random.Generator | None = None,
         masks: np.ndarray | None = None,
+        memory: np.ndarray | None = None,
     ) -> np.ndarray:
         """Chooses actions.
 
@@ -90,16 +112,17 @@ class NumpyAgent:
             deterministic: the most probable action; else one drawn with rng.
             rng: needed to draw.
             masks: (n, number of logits) bool, the levels to choose from.
+            memory: of an agent that has one, what `memory` gave, one row a system; changed in place.
 
         Returns:
             (n, 4) int64 levels, (n,) int64 indices, or (n, number of floats) float64 within [-1, 1].
 
         Raises:
-            ValueError: a draw without rng.
+            ValueError: a draw without rng; an agent with memory without it, or with that of another one.
         """
         if not deterministic and rng is None:
             raise ValueError("rng: a random action needs a generator")
-        logits = self.logits(observations)
+        logits = self.logits(observations, memory)
         kind = ACTION_KINDS.index(self.action)
         if kind >= BOX:
             if rng is not None and self.log_std is not None and not deterministic:

@@ -1,7 +1,9 @@
-"""PPO and MaskablePPO of Stable-Baselines3 with settings for this problem: large batches and a discount by time.
+"""PPO, MaskablePPO and RecurrentPPO of Stable-Baselines3 with settings for this problem: large batches, timed discount.
 
 Source: Schulman et al., "Proximal policy optimization algorithms" (arXiv:1707.06347, 2017); masks: Huang and Ontañón,
-"A closer look at invalid action masking in policy gradient algorithms" (FLAIRS 2022).
+"A closer look at invalid action masking in policy gradient algorithms" (FLAIRS 2022). RecurrentPPO has an LSTM each for
+policy and value, and begins a sequence with the memory that was stored when it was collected: Kapturowski et al.,
+"Recurrent experience replay in distributed reinforcement learning" (ICLR 2019), section 3.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents.discount import TimedMaskableRolloutBuffer, TimedRolloutBuffer
+from agents.discount import TimedMaskableRolloutBuffer, TimedRecurrentRolloutBuffer, TimedRolloutBuffer
+from agents.lstm import MAX_HIDDEN
 from agents.ranking import RankingPolicy
 from agents.vec_env import ServingVecEnv
 from llm_env.actions import (
@@ -76,6 +79,9 @@ class PPOSettings:
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of policy and value."""
 
+    lstm_hidden: int = 64
+    """Width of the memory of policy and of value, ahead of these layers; of recurrent-ppo."""
+
     def __post_init__(self) -> None:
         for name, low, high in (
             ("num_steps", 1, 100_000),
@@ -85,6 +91,7 @@ class PPOSettings:
             ("gae_lambda", 0.0, 1.0),
             ("entropy", 0.0, 10.0),
             ("clip", 1e-6, 10.0),
+            ("lstm_hidden", 1, MAX_HIDDEN),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -102,7 +109,8 @@ def make_ppo(
     masked: bool = False,
     start: np.ndarray | None = None,
     undecided: bool = False,
-) -> PPO | MaskablePPO:
+    recurrent: bool = False,
+) -> PPO | MaskablePPO | RecurrentPPO:
     """A learner on one torch thread of the CPU, where these networks are fastest.
 
     Rewards are divided by the requests of one discount horizon, so that values are of order 1 at any scale. Of several
@@ -115,6 +123,7 @@ def make_ppo(
         masked: MaskablePPO in place of PPO, for multidiscrete actions.
         start: (actions,) the action that a policy of floats begins with everywhere; None: left to chance.
         undecided: a multidiscrete policy begins with no preference.
+        recurrent: RecurrentPPO in place of PPO, for all forms of actions but the ranked ones.
     """
     settings = settings or PPOSettings()
     torch.set_num_threads(1)
@@ -124,7 +133,23 @@ def make_ppo(
         policy_kwargs["log_std_init"] = BOX_LOG_STD
     policy: Any = RankingPolicy if env.action_kind == RANKED else "MlpPolicy"
     samples = settings.num_steps * env.num_envs
-    model = (MaskablePPO if masked else PPO)(
+    timed: dict[str, Any] = {
+        "env": env,
+        "horizons_s": horizons_s,
+        "reward_scales": [
+            1.0 / (estimated_rate(scenario) * horizon_s)
+            for scenario, horizon_s in zip(env.scenarios, horizons_s, strict=True)
+        ],
+    }
+    learner: Any = MaskablePPO if masked else PPO
+    buffer: dict[str, Any] = {
+        "rollout_buffer_class": TimedMaskableRolloutBuffer if masked else TimedRolloutBuffer,
+        "rollout_buffer_kwargs": timed,
+    }
+    if recurrent:
+        learner, policy, buffer = RecurrentPPO, "MlpLstmPolicy", {}  # which makes its buffer by itself
+        policy_kwargs["lstm_hidden_size"] = settings.lstm_hidden
+    model = learner(
         policy,
         env,
         n_steps=settings.num_steps,
@@ -137,18 +162,23 @@ def make_ppo(
         vf_coef=1.0,
         clip_range=settings.clip,
         policy_kwargs=policy_kwargs,
-        rollout_buffer_class=TimedMaskableRolloutBuffer if masked else TimedRolloutBuffer,
-        rollout_buffer_kwargs={
-            "env": env,
-            "horizons_s": horizons_s,
-            "reward_scales": [
-                1.0 / (estimated_rate(scenario) * horizon_s)
-                for scenario, horizon_s in zip(env.scenarios, horizons_s, strict=True)
-            ],
-        },
         seed=seed,
         device="cpu",
+        **buffer,
     )
+    if recurrent:
+        own = model.rollout_buffer
+        model.rollout_buffer = TimedRecurrentRolloutBuffer(
+            own.buffer_size,
+            own.observation_space,
+            own.action_space,
+            own.hidden_state_shape,
+            own.device,
+            gae_lambda=own.gae_lambda,
+            gamma=own.gamma,
+            n_envs=own.n_envs,
+            **timed,
+        )
     if env.action_kind == MULTIDISCRETE and not undecided:
         _begin_within_promises(model.policy.action_net)
     if start is not None and isinstance(model.policy, RankingPolicy):

@@ -32,7 +32,8 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
     masked, form = arguments.algo == "maskable-ppo", arguments.form
     course = Course(arguments.curriculum)
     env = _environment(run, course)
-    model = make_ppo(env, _fitting(arguments), arguments.seed, masked, run.start, arguments.init == "none")
+    undecided, recurrent = arguments.init == "none", arguments.algo == "recurrent-ppo"
+    model = make_ppo(env, _fitting(arguments), arguments.seed, masked, run.start, undecided, recurrent)
     env.seed(first_episode_seed(arguments.seed, arguments.num_envs))
     model.set_logger(run.logger)
 

@@ -45,8 +45,10 @@ def run_agent(
     if rng is None and not deterministic:
         rng = np.random.default_rng(0)
 
+    memory = agent.memory(len(seeds))
+
     def act(observations: np.ndarray) -> np.ndarray:
-        return agent.act(observations, deterministic, rng, systems.masks() if agent.masked else None)
+        return agent.act(observations, deterministic, rng, systems.masks() if agent.masked else None, memory)
 
     return run_systems(systems, seeds, act)
 

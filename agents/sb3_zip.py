@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -35,7 +35,9 @@ _LEFT_OUT: dict[str, Any] = {
 
 
 def load_zip(path: Path) -> NumpyAgent:
-    """The agent that a PPO, A2C or MaskablePPO with an MlpPolicy is, learned on an environment of this project.
+    """The agent that a PPO, A2C or MaskablePPO with an MlpPolicy is, or a RecurrentPPO with an MlpLstmPolicy.
+
+    It has learned on an environment of this project.
 
     Raises:
         UserError: the file is damaged, or the model is another one or saw other observations.
@@ -47,7 +49,8 @@ def load_zip(path: Path) -> NumpyAgent:
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is no zip that Stable-Baselines3 saved: {error}") from None
     masked = policy.startswith("sb3_contrib.common.maskable.")
-    kind = MaskablePPO if masked else PPO if n_epochs else A2C
+    recurrent = policy.startswith("sb3_contrib.common.recurrent.")
+    kind = MaskablePPO if masked else RecurrentPPO if recurrent else PPO if n_epochs else A2C
     try:
         model = kind.load(path, device="cpu", custom_objects=_LEFT_OUT)
     except Exception as error:  # whatever its pickles do
@@ -56,8 +59,11 @@ def load_zip(path: Path) -> NumpyAgent:
     found: Any = model.policy
     if not isinstance(found, ActorCriticPolicy) and not masked:
         raise UserError(f"{path}: policy: expected an MlpPolicy, got {type(found).__name__}")
-    if type(found.features_extractor) is not FlattenExtractor or hasattr(found, "lstm_actor"):
+    if type(found.features_extractor) is not FlattenExtractor:
         raise UserError(f"{path}: policy: expected an MlpPolicy, got {type(found).__name__}")
+    lstm: Any = getattr(found, "lstm_actor", None)
+    if lstm is not None and (not recurrent or lstm.num_layers > 1 or found.lstm_kwargs):
+        raise UserError(f"{path}: policy: expected an MlpPolicy, or an MlpLstmPolicy of one layer, got {lstm}")
     if found.activation_fn not in _ACTIVATIONS:
         raise UserError(f"{path}: activation_fn: expected Tanh or ReLU, got {found.activation_fn.__name__}")
     expected, got = observation_space().shape, model.observation_space.shape

@@ -332,7 +332,10 @@ def test_a_masked_agent_is_given_its_masks(agent):
     class Spy:
         action, masked = "multidiscrete", True
 
-        def act(self, observations, deterministic, rng, masks):
+        def memory(self, num_systems):
+            return None
+
+        def act(self, observations, deterministic, rng, masks, memory):
             seen.append(masks)
             return np.tile([4, 2, 2, 1], (len(observations), 1))
 

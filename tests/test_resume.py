@@ -140,9 +140,14 @@ def test_a_stopped_run_ends_with_the_weights_and_curves_of_one_that_was_not(file
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_with_the_same_weights(files, tmp_path):
-    command = [sys.executable, "-m", "tests.killed_runs", str(tmp_path), "3", "4"]
-    words = ["--scenario", str(files / "tiny.toml"), *SHORT, "--timesteps", "1024"]
+@pytest.mark.parametrize(
+    ("seed", "kills", "more"),
+    [("3", "4", ()), ("6", "1", ("--algo", "recurrent-ppo", "--action", "box"))],
+    ids=["ppo", "recurrent"],
+)
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(files, tmp_path, seed, kills, more):
+    command = [sys.executable, "-m", "tests.killed_runs", str(tmp_path), seed, kills]
+    words = ["--scenario", str(files / "tiny.toml"), *SHORT, "--timesteps", "1024", *more]
     done = subprocess.run(
         [*command, *words], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
