@@ -15,7 +15,7 @@ from agents.arguments import Arguments
 from agents.checkpoint import Checkpoint
 from agents.files import save
 from agents.forms import Form, Trained
-from agents.imitation import Teachers
+from agents.imitation import Teacher
 from agents.resume import run_identity
 from agents.run_files import scenario_files
 from agents.run_state import Writer, make_logger
@@ -34,7 +34,7 @@ class LearningRun:
         form: what evolution learns, and with what it begins; else None.
         keeper: measures agents and keeps the best.
         checkpoint: where it goes on, None from the beginning.
-        teachers: makes who is imitated; None: nobody.
+        teacher: who is imitated; None: nobody.
     """
 
     task: Task
@@ -43,7 +43,7 @@ class LearningRun:
     form: Form | None
     keeper: Keeper
     checkpoint: Checkpoint | None
-    teachers: Teachers | None = None
+    teacher: Teacher | None = None
 
     @cached_property
     def logger(self) -> Logger:

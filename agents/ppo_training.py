@@ -13,7 +13,7 @@ from agents.arguments import Arguments
 from agents.callbacks import Advance, EpisodeMetrics, ProgressLine, Validation
 from agents.curriculum import Course
 from agents.export import agent_from_policy
-from agents.imitation import NUM_ENVS, Act, imitate
+from agents.imitation import NUM_ENVS, Act, Teacher, imitate
 from agents.learning_run import LearningRun
 from agents.network import NumpyAgent
 from agents.paired import PairedVecEnv, moore_hodgson_action
@@ -22,7 +22,6 @@ from agents.run_state import Checkpoints
 from agents.vec_env import ServingVecEnv
 from llm_env.command import Terminated
 from llm_env.config import Scenario
-from llm_env.errors import UserError
 from llm_env.systems import NUM_TRAINING_SEEDS
 
 
@@ -56,8 +55,8 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
         checkpoints,
     ]
     try:
-        if run.checkpoint is None:
-            _imitate(run, model, export)
+        if run.teacher is not None:
+            _imitate(run, run.teacher, model, export)
         to_go = arguments.timesteps - model.num_timesteps
         model.learn(to_go, callback=callbacks, reset_num_timesteps=run.checkpoint is None)
     except (KeyboardInterrupt, Terminated):
@@ -71,14 +70,9 @@ def learn_by_ppo(run: LearningRun) -> NumpyAgent:
     return export()
 
 
-def _imitate(run: LearningRun, model: Any, export: Callable[[], NumpyAgent]) -> None:
-    """Fits the policy to a teacher before it learns by itself, if one was asked for."""
+def _imitate(run: LearningRun, teacher: Teacher, model: Any, export: Callable[[], NumpyAgent]) -> None:
+    """Fits the policy to its teacher before it learns by itself."""
     arguments, task, settings = run.arguments, run.task, run.arguments.imitate
-    if not settings.teacher:
-        return
-    if run.teachers is None:
-        raise UserError("imitate.teacher: there are no teachers here: use train.py")
-    teacher = run.teachers(settings, task.scenarios)
     env = ServingVecEnv(task.scenarios, NUM_ENVS, arguments.form, task.workloads(), _stagger_steps(task.scenarios))
     env.seed(first_episode_seed(arguments.seed, NUM_ENVS))
     rng = np.random.default_rng([arguments.seed, 2])

@@ -18,7 +18,7 @@ from agents.checkpoint import Checkpoint, remove_checkpoints
 from agents.es_training import learn_by_es
 from agents.files import save
 from agents.forms import Trained
-from agents.imitation import Teachers
+from agents.imitation import Teacher, Teachers
 from agents.learning_run import LearningRun
 from agents.ppo_training import learn_by_ppo
 from agents.references import ReferenceLines, Rivals
@@ -30,6 +30,7 @@ from agents.task import Task, make_task, validation_begins
 from agents.validation import Keeper
 from llm_env.command import exit_code
 from llm_env.config import Scenario
+from llm_env.errors import UserError
 from llm_env.workload import is_closed
 
 
@@ -71,13 +72,14 @@ def _learn(
     begins = (arguments.form, arguments.init, arguments.start, task.scenarios)
     form = starting_form(*begins, arguments.es.learn) if arguments.algo == "es" else None
     start = None if form is not None else starting_action(*begins)
+    teacher = _teacher(task, arguments, teachers) if checkpoint is None else None
     if checkpoint is None:
         begin(task, arguments, argv)
     Console(stderr=True).print("Preparing; the first run compiles the simulator, for about half a minute.")
     reached = dict(rivals(task.against)) if rivals is not None else {}
     lines = ReferenceLines(task.out / "tb", reached, None if checkpoint is None else checkpoint.step + 1)
     keeper = Keeper(task.against, lines.mark)
-    run = LearningRun(task, arguments, start, form, keeper, checkpoint, teachers)
+    run = LearningRun(task, arguments, start, form, keeper, checkpoint, teacher)
     try:
         last = (learn_by_es if arguments.algo == "es" else learn_by_ppo)(run)
     finally:
@@ -85,6 +87,15 @@ def _learn(
         lines.close()
     _finish(run, last, reached)
     return 0
+
+
+def _teacher(task: Task, arguments: Arguments, teachers: Teachers | None) -> Teacher | None:
+    """Who is imitated before the learning begins. Raises: UserError: there is no such teacher."""
+    if not arguments.imitate.teacher:
+        return None
+    if teachers is None:
+        raise UserError("imitate.teacher: there are no teachers here: use train.py")
+    return teachers(arguments.imitate, task.scenarios)
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------

@@ -13,10 +13,17 @@ from llm_env.errors import UserError
 from llm_env.futures import refuse
 from llm_env.records import State
 from llm_env.study import baseline_contender
+from llm_env.systems import Systems
 from llm_env.trials import KEEP, LEVELS, Change
 from llm_env.view import make_view
 
 ENTRIES = (Change("base", KEEP, 0.0), *(Change(f"entry {k}", LEVELS, k) for k in range(len(DISCRETE_TABLE))))
+
+
+def _some_state(scenario: Scenario) -> State:
+    systems = Systems([scenario], 1, "discrete")
+    systems.reset(0, 0)
+    return systems.state(0)
 
 
 def make_teacher(settings: ImitationSettings, scenarios: Sequence[Scenario]) -> Teacher:
@@ -26,7 +33,8 @@ def make_teacher(settings: ImitationSettings, scenarios: Sequence[Scenario]) -> 
     the decisions are another's.
 
     Raises:
-        UserError: there is no such baseline, the scenarios are tuned differently, or nobody can look ahead in them.
+        UserError: there is no such baseline, its order is none of the actions', the scenarios are tuned differently,
+            or nobody can look ahead in them.
     """
     contenders = [baseline_contender(settings.teacher, scenario.name) for scenario in scenarios]
     if any(each.parameters != contenders[0].parameters for each in contenders):
@@ -37,6 +45,8 @@ def make_teacher(settings: ImitationSettings, scenarios: Sequence[Scenario]) -> 
         view = make_view(state)
         return nearest_levels(decide(view), float(view.slo_budget))
 
+    for scenario in scenarios:
+        base(_some_state(scenario))  # so that an order that no action has is known before anything begins
     if not settings.lookahead:
         return base
     scenario, *others = scenarios

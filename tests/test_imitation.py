@@ -158,6 +158,7 @@ def test_look_ahead_over_the_table_says_always_the_same():
     ("settings", "scenarios", "message"),
     [
         ({"teacher": "nobody"}, [SHORT], "nobody"),
+        ({"teacher": "hrrn"}, [SHORT], "imitate.teacher: its queue order is response-ratio"),
         ({"teacher": SPEC, "lookahead": True}, [SHORT, SHORT], "imitate.lookahead: expected one scenario"),
     ],
 )
@@ -205,3 +206,4 @@ def test_the_program_does_not_begin_as_its_teacher(tmp_path, capsys):
     assert (tmp_path / "run" / "agent").is_dir()
     assert main([*words, "--out", str(tmp_path / "other")]) == 2
     assert "there are no teachers here" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists(), "something half-written was left"
