@@ -14,7 +14,9 @@ import numpy as np
 from llm_env.bounds import slo_bound
 from llm_env.dtypes import SLO_RULES
 from llm_env.errors import UserError
-from llm_env.metrics import WEIGHTED, Interval, mean_ci, paired_ci
+from llm_env.metrics import WEIGHTED, Interval, mean_ci
+from llm_env.prices import costs
+from llm_env.statistics import Comparison, compare, sign_flip_test
 from llm_env.study import CellResult, Study, at_this_load, sort_cells
 from llm_env.workload import concrete, draw_workload
 
@@ -35,7 +37,12 @@ AVERAGED = (
     "tokens_per_s",
     "output_tokens_per_s",
     "utilisation",
+    "prefill_time_share",
+    "decode_time_share",
+    "idle_time_share",
     "mean_batch_tokens",
+    "mean_batch_requests",
+    "slo_budget_share",
     "evictions",
     "unfinished",
     "rejected",
@@ -50,8 +57,10 @@ class Row:
     Attributes:
         attainment: SLO attainment under each rule: mean and half-width of its 95 % t-interval over seeds or blocks.
             Where the classes' weights differ also WEIGHTED, under the scenario's rule.
-        difference: paired difference of the headline to that of the best baseline at this load (None for itself).
-        means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles.
+        comparison: of the headline with that of the best baseline at this load, paired (None for itself).
+        p_value: of that difference by the sign-flip permutation test (None for itself).
+        means: averages over seeds of the other measures; a percentile here is the mean of the seeds' percentiles. Where
+            the study has a price also COSTS, of the mean rates.
         unstable: the backlog grew, so that every time and backlog here depends on how long the run was.
         slo_rule: the scenario's.
         headline_rule: what contenders are ranked by: the scenario's SLO rule, or WEIGHTED where there is that.
@@ -64,7 +73,8 @@ class Row:
     replications: int
     num_requests: int
     attainment: dict[str, Interval]
-    difference: Interval | None
+    comparison: Comparison | None
+    p_value: float | None
     means: dict[str, float]
     unstable: bool
     headline_rule: str
@@ -75,6 +85,11 @@ class Row:
     def headline(self) -> Interval:
         """Attainment under the scenario's rule, by weight where the classes' weights differ."""
         return self.attainment[self.headline_rule]
+
+    @property
+    def difference(self) -> Interval | None:
+        """Paired difference of the headline to that of the best baseline at this load, None for itself."""
+        return self.comparison.difference if self.comparison else None
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json; NaN becomes None."""
@@ -89,8 +104,11 @@ class Row:
         for rule, interval in self.attainment.items():
             name = "weighted_attainment" if rule == WEIGHTED else f"slo_attainment_{rule}"
             flat[name], flat[f"{name}_ci95"] = number_or_none(interval.mean), number_or_none(interval.half_width)
-        flat["difference_to_best_baseline"] = number_or_none(self.difference.mean) if self.difference else None
-        flat["difference_ci95"] = number_or_none(self.difference.half_width) if self.difference else None
+        mean, half = self.difference or (np.nan, np.nan)
+        flat["difference_to_best_baseline"], flat["difference_ci95"] = number_or_none(mean), number_or_none(half)
+        flat["difference_p_value"] = self.p_value
+        for name in ("wins", "ties", "losses"):
+            flat[f"difference_{name}"] = getattr(self.comparison, name) if self.comparison else None
         return flat | {name: number_or_none(value) for name, value in self.means.items()}
 
 
@@ -118,7 +136,7 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
         for contender in study.contenders:
             mine = [c for c in cells if c.contender == contender.label]
             own = samples[contender.label]
-            compared = best is not None and contender.label != best
+            other = samples[best][rule] if best is not None and contender.label != best else None
             rows.append(
                 Row(
                     load,
@@ -127,8 +145,9 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
                     len(own[rule]),
                     sum(c.summary["num_requests"] for c in mine),
                     {name: mean_ci(values) for name, values in own.items()},
-                    paired_ci(own[rule], samples[best][rule]) if compared and best is not None else None,
-                    {name: _mean([c.summary[name] for c in mine]) for name in AVERAGED},
+                    None if other is None else compare(own[rule], other),
+                    None if other is None else sign_flip_test(own[rule] - other),
+                    _means(study, mine),
                     bool(np.mean([c.summary["unstable"] for c in mine]) > UNSTABLE_SHARE),
                     rule,
                     study.scenario.slo.rule,
@@ -136,6 +155,14 @@ def aggregate(study: Study, cells: list[CellResult]) -> list[Row]:
                 )
             )
     return rows
+
+
+def _means(study: Study, cells: list[CellResult]) -> dict[str, float]:
+    """AVERAGED, and COSTS where the study has a price. Args: cells: of one contender at one load."""
+    means = {name: _mean([c.summary[name] for c in cells]) for name in AVERAGED}
+    if study.price is None:
+        return means
+    return means | costs(_mean([study.cost_per_hour(c.seed) for c in cells]), means)
 
 
 Bounds = dict[float | None, dict[str, float]]  # load -> rule -> share of the requests

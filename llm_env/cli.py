@@ -23,6 +23,7 @@ from llm_env.command import exit_code, output_console
 from llm_env.commands.arguments import integer, number
 from llm_env.commands.lists import print_policies, print_scenarios
 from llm_env.commands.sizing import add_sizing
+from llm_env.commands.sweep import add_sweep
 from llm_env.commands.timeline import add_timeline, check_timeline, write_timeline_of
 from llm_env.commands.tune import add_tune
 from llm_env.commands.workload import add_workload
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add_workload(commands)
     add_tune(commands)
     add_sizing(commands)
+    add_sweep(commands)
     add = commands.add_parser(
         "simulate",
         help="one run of one policy over a trace or a scenario",
@@ -364,6 +366,12 @@ def _print_summary(console: Console, s: Summary, run: dict[str, Any], scenario: 
             f"{_figure(s.kv_used_mean, 100)} / {_figure(s.kv_used_max, 100)}",
         ),
         ("without a first token", f"{s.num_without_first_token:,}", "evictions", f"{s.evictions:,}"),
+        (
+            "batch tokens of SLO budget (%)",
+            _figure(s.slo_budget_share, 100),
+            "prefill / decode / idle (%)",
+            " / ".join(_figure(share, 100) for share in (s.prefill_time_share, s.decode_time_share, s.idle_time_share)),
+        ),
     ]
     other = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     for justify in ("left", "right", "left", "right"):

@@ -21,6 +21,7 @@ from llm_env.command import exit_code, output_console
 from llm_env.errors import RequirementError, UserError, join_problems
 from llm_env.files import staged_folder
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
+from llm_env.prices import Price
 from llm_env.replications import precise_enough, with_warmup
 from llm_env.report.page import report
 from llm_env.requirements import missed_requirements, parse_requirement
@@ -40,7 +41,8 @@ from llm_env.study import (
     trace_remarks,
 )
 from llm_env.study_files import results_of, to_json, write_study, write_times
-from llm_env.tables import UNSTABLE, slo_table, time_table
+from llm_env.tables import UNSTABLE, difference_table, slo_table, time_table, usage_table
+from llm_env.trainings import trainings
 from llm_env.tuned import tuned_policies
 from llm_env.what_if import Effect, changed_study, effects, effects_table
 from llm_env.workload import WHOLE, checked_trace_settings, is_closed, refuse_rate
@@ -120,6 +122,15 @@ class Arguments:
     bound: bool = False
     """Also show attainment as a share of what no policy can pass on the same workloads (llm_env/bounds.py)."""
 
+    usage: bool = False
+    """Also show what the workers' time went into (prefill, decode, idle), how full batches were, and evictions."""
+
+    price: float | None = None
+    """Of a GPU for an hour: also measure what a million tokens and a thousand requests that met their SLO cost."""
+
+    gpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """That one worker stands for; only with --price."""
+
     what_if: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE[;KEY=VALUE] ...")] = ()
     """Also run the same requests on a changed system, once for each: system.kv.blocks=64100, "system.workers=2;
     system.router=shortest-queue", slo.classes.0.ttft_ms=1000, or service=PRESET, and tell what the change makes."""
@@ -165,6 +176,9 @@ def _run(arguments: Arguments) -> int:
         changes = [effect for text in arguments.what_if for effect in _run_what_if(study, rows, cells, text, arguments)]
         seconds = time.monotonic() - began
         results = results_of(study, rows, cells, asdict_of(arguments), bounds)
+        several = trainings(study, rows, cells)
+        if several:
+            results["trainings"] = [each.to_dict() for each in several]
         if changes:
             results["what_if"] = [effect.to_dict() for effect in changes]
         write_study(folder, study, cells, results, repeating(arguments))
@@ -178,7 +192,9 @@ def _run(arguments: Arguments) -> int:
     if arguments.json:
         sys.stdout.write(to_json(results))
     else:
-        print_tables(study, rows, console, bounds)
+        print_tables(study, rows, console, bounds, arguments.usage)
+        for each in several:
+            console.print(each.text(), highlight=False)
         for load in study.load_labels() if changes else ():
             at = "" if load is None else f" at load {load:g}"
             title = f"{_where(study)}{at}: the same requests on a changed system"
@@ -227,7 +243,7 @@ def _say_where(console: Console, arguments: Arguments, cells: int, known: int, s
     console.print(told, highlight=False, soft_wrap=True)
 
 
-NO_RESULTS = ("processes", "fresh", "json")  # arguments on which no result depends
+NO_RESULTS = ("processes", "fresh", "json", "usage")  # arguments on which no result depends
 
 
 def asdict_of(arguments: Arguments) -> dict[str, Any]:
@@ -281,6 +297,9 @@ def make_study(arguments: Arguments) -> Study:
             raise UserError(f"loads: expected numbers above 0 and up to 10, got {load:g}")
     if len(set(arguments.loads)) != len(arguments.loads):
         raise UserError(f"loads: one is given twice: {' '.join(f'{x:g}' for x in arguments.loads)}")
+    if arguments.price is None and arguments.gpus_per_worker != 1:
+        raise UserError("gpus-per-worker: only with --price")
+    price = None if arguments.price is None else Price(arguments.price, arguments.gpus_per_worker)
     trace_part = checked_trace_settings(arguments.trace, arguments.time_scale, arguments.trace_part)
     if arguments.trace is not None:
         check_changes_of_trace(arguments.change)
@@ -302,7 +321,8 @@ def make_study(arguments: Arguments) -> Study:
         ]
     seeds = tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     loads = tuple(sorted(arguments.loads))
-    return Study(scenario, tuple(contenders), loads, seeds, arguments.trace, arguments.time_scale, trace_part)
+    trace = (arguments.trace, arguments.time_scale, trace_part)
+    return Study(scenario, tuple(contenders), loads, seeds, *trace, price=price)
 
 
 def _specs(given: tuple[str, ...], scenario: str) -> tuple[str, ...]:
@@ -328,8 +348,16 @@ def _run_with_progress(study: Study, processes: int, store: Store, known: list[C
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
-def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds | None = None) -> None:
-    """Both tables of every load, and how to read them. Args: bounds: of `study_bounds`, for one more column."""
+def print_tables(
+    study: Study, rows: list[Row], console: Console, bounds: Bounds | None = None, usage: bool = False
+) -> None:
+    """The tables of every load, and how to read them.
+
+    Args:
+        bounds: of `study_bounds`, for one more column.
+        usage: show the table of what workers did, which is there in any case where the study has a price.
+    """
+    usage = usage or study.price is not None
     rule = study.scenario.slo.rule
     for load in study.load_labels():
         mine = [row for row in rows if row.load == load]
@@ -343,7 +371,11 @@ def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds
         if bound is not None:
             text = f"bound: no policy can pass {100 * bound:.1f} % here under rule {rule}, whatever its batches"
             console.print(text, highlight=False)
+        if study.weighted or bound is not None:  # then the first table has no room for all of it
+            console.print(difference_table(mine, f"{where}{at}: differences to the best baseline"))
         console.print(time_table(mine, f"{where}{at}: times and throughput"))
+        if usage:
+            console.print(usage_table(mine, f"{where}{at}: what the workers did{_priced(study)}"))
     slo = study.scenario.slo
     same = "same users and thoughts, who ask when they are answered" if is_closed(study.scenario) else "same requests"
     weights = [f", weight {c.weight:g}" if slo.weighted else "" for c in slo.classes]
@@ -355,11 +387,20 @@ def print_tables(study: Study, rows: list[Row], console: Console, bounds: Bounds
     ranked = " By weight: of the classes' weights, under that rule; it ranks and is compared." if weighted else ""
     console.print(
         f"SLO {targets}.{vary} * is the scenario's rule.{ranked} ± is half a 95 % t-interval; differences are paired"
-        f" ({same}, same noise). Unfinished and rejected requests are misses. The best baseline is chosen on these same"
-        " workloads. Percentiles are means over seeds of each seed's percentile."
-        + (f" {UNSTABLE} unstable: the backlog grew all through the run." if any(r.unstable for r in rows) else ""),
+        f" ({same}, same noise), p is that of their sign-flip test. Unfinished and rejected requests are misses. The"
+        " best baseline is chosen on these same workloads. Percentiles are means over seeds of each seed's percentile."
+        + (f" {UNSTABLE} unstable: the backlog grew all through the run." if any(r.unstable for r in rows) else "")
+        + (" Of SLO: tokens of a batch by the most within the tightest TBT target." if usage else ""),
         highlight=False,
     )
+
+
+def _priced(study: Study) -> str:
+    """For a title: at which price."""
+    if study.price is None:
+        return ""
+    gpus = study.price.gpus_per_worker
+    return f", at {study.price.per_gpu_hour:g} per GPU-hour, {gpus} GPU{'s' if gpus > 1 else ''} a worker"
 
 
 def _where(study: Study) -> str:

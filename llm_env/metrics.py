@@ -17,6 +17,7 @@ from llm_env.config import Scenario
 from llm_env.dtypes import FINISHED, NEVER, REJECTED, SLO_RULES
 from llm_env.records import State
 from llm_env.slo import judged, met_share
+from llm_env.usage import usage
 
 EVERYTHING = (-math.inf, math.inf)  # a window that measures every request: for traces
 WEIGHTED = "weighted"  # beside the names of the rules: attainment by the weights of classes, under the scenario's rule
@@ -50,19 +51,24 @@ class Summary:
     RUN:
         tbt: every gap between successive tokens of a request, all gaps pooled, so a long answer weighs more than a
             short one (what vLLM calls ITL); num_gaps of them.
-        evictions: requests thrown out of KV memory and recomputed, each time counted.
+        evictions: requests thrown out of KV memory, to be recomputed or swapped; each time counted.
         makespan_s: first arrival to the end of the run. The next three are per second of it.
         requests_per_s: finished requests.
         tokens_per_s: prompt tokens of the requests with a first token, and all output tokens; recomputed ones do not
             count.
         output_tokens_per_s: output tokens.
-        utilisation: busy time of all workers / (workers x makespan).
+        utilisation: time of all workers with a batch / (workers x makespan).
+        prefill_time_share, decode_time_share, idle_time_share: what that time went into, and the rest; their sum is 1.
+            The time of a batch is split in proportion to its tokens: by S(b) each costs the same, S(b)/b; terms
+            beside it are split with it. A worker that changes its role is idle.
         num_batches, mean_batch_tokens, mean_batch_requests: finished batches; the means weigh each batch the same.
         prefill_share: prefill tokens, recomputed ones too, of all processed tokens.
         mean_num_waiting: time average of requests never scheduled yet, by Little's law (Operations Research 9(3),
             1961): the sum of their waits / makespan.
         kv_used_mean, kv_used_max: share of a worker's KV blocks held at the end of its batches; the mean weighs
             batches by duration. NaN if memory is unlimited.
+        slo_budget_share: mean over batches of tokens / the largest batch that its worker runs within the tightest TBT
+            target; above 1 a batch without noise takes longer than the target.
         unstable: see `is_unstable`.
     """
 
@@ -104,9 +110,13 @@ class Summary:
     tokens_per_s: float
     output_tokens_per_s: float
     utilisation: float
+    prefill_time_share: float
+    decode_time_share: float
+    idle_time_share: float
     num_batches: int
     mean_batch_tokens: float
     mean_batch_requests: float
+    slo_budget_share: float
     prefill_share: float
     mean_num_waiting: float
     kv_used_mean: float
@@ -156,7 +166,6 @@ def summarise(state: State, scenario: Scenario, from_s: float | None = None, unt
         **_request_times(q, measured),
         **_gaps(state),
         **_run(state, q),
-        **_batches(state),
     )
 
 
@@ -295,11 +304,10 @@ def _gaps(state: State) -> dict[str, Any]:
 
 
 def _run(state: State, q: np.ndarray) -> dict[str, Any]:
-    system, workers = state.system[0], state.workers
+    system = state.system[0]
     now_s = float(system["now_s"])
     start_s = min(float(q["arrival_s"].min()), now_s) if len(q) else now_s
     makespan_s = now_s - start_s
-    unfinished_s = np.maximum(workers["end_s"] - now_s, 0.0)[workers["busy"] == 1].sum()  # cut off by the horizon
     output = int(q["emitted_tokens"].sum())
     prompt = int(q["prompt_tokens"][q["emitted_tokens"] > 0].sum())
     arrived = (q["arrival_s"] <= now_s) & (q["status"] != REJECTED)
@@ -311,29 +319,8 @@ def _run(state: State, q: np.ndarray) -> dict[str, Any]:
         "requests_per_s": _ratio(int(system["num_finished"]), makespan_s),
         "tokens_per_s": _ratio(prompt + output, makespan_s),
         "output_tokens_per_s": _ratio(output, makespan_s),
-        "utilisation": float(
-            np.minimum(1.0, _ratio(float(system["busy_s"] - unfinished_s), makespan_s * len(workers)))
-        ),
         "mean_num_waiting": _ratio(float(waits.sum()), makespan_s),
-    }
-
-
-def _batches(state: State) -> dict[str, Any]:
-    system = state.system[0]
-    log = state.batch_log[: int(system["num_batches"])]
-    prefill, decode = int(log["prefill_tokens"].sum()), int(log["decode_tokens"].sum())
-    used_mean = used_max = math.nan
-    if system["kv_limited"] and len(log) > 0:
-        used = log["kv_used_blocks"] / float(system["kv_blocks"])
-        seconds = log["end_s"] - log["start_s"]
-        used_mean, used_max = _ratio(float((used * seconds).sum()), float(seconds.sum())), float(used.max())
-    return {
-        "num_batches": len(log),
-        "mean_batch_tokens": _ratio(prefill + decode, len(log)),
-        "mean_batch_requests": _mean(log["num_requests"]),
-        "prefill_share": _ratio(prefill, prefill + decode),
-        "kv_used_mean": used_mean,
-        "kv_used_max": used_max,
+        **usage(state, makespan_s),
     }
 
 

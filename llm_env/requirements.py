@@ -10,6 +10,7 @@ from typing import NamedTuple
 from llm_env.aggregate import AVERAGED, Row
 from llm_env.dtypes import SLO_RULES
 from llm_env.errors import UserError
+from llm_env.prices import COSTS
 from llm_env.study import Study
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -46,8 +47,10 @@ def parse_requirement(text: str, study: Study) -> Requirement:
     label = next((known for known in labels if known in (match["label"], f"agent:{match['label']}")), None)
     if label is None:
         raise UserError(f'assert: {text}: expected one of {", ".join(labels)}, got "{match["label"]}"')
-    if match["measure"] not in MEASURES:
-        raise UserError(f'assert: {text}: expected a measure of {", ".join(MEASURES)}, got "{match["measure"]}"')
+    measures = MEASURES if study.price is None else (*MEASURES, *COSTS)
+    if match["measure"] not in measures:
+        hint = ": costs need --price" if match["measure"] in COSTS else ""
+        raise UserError(f'assert: {text}: expected a measure of {", ".join(measures)}, got "{match["measure"]}"{hint}')
     try:
         value = float(match["value"])
     except ValueError:

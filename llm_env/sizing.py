@@ -17,6 +17,7 @@ from llm_env.aggregate import headline_samples
 from llm_env.config import Scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.metrics import Interval, mean_ci
+from llm_env.prices import Price, costs
 from llm_env.study import CellResult, Contender, Study, run_unit
 from llm_env.system_settings import MAX_WORKERS
 from llm_env.workload import capacity_requests_per_s
@@ -155,7 +156,7 @@ class Fleet:
         attainment, half_width: mean over seeds (blocks of a trace) with that many, and half its 95 % t-interval.
         gpus: of all workers.
         cost_per_hour: of these.
-        cost_per_million_tokens: prompt and output tokens, at the throughput of the run.
+        cost_per_million_output_tokens, cost_per_million_tokens: at the throughput of the run; the latter with prompts.
         cost_per_thousand_good: requests that met their SLO.
         utilisation: share of the time that a worker is busy.
     """
@@ -167,6 +168,7 @@ class Fleet:
     half_width: float
     gpus: int
     cost_per_hour: float
+    cost_per_million_output_tokens: float
     cost_per_million_tokens: float
     cost_per_thousand_good: float
     utilisation: float
@@ -176,20 +178,19 @@ class Fleet:
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
 
-def fleet(study: Study, target: float, gpus_per_worker: int, price_per_gpu_hour: float) -> Fleet:
+def fleet(study: Study, target: float, price: Price) -> Fleet:
     """The fleet that the only contender of a study needs for its traffic, whose rate stays as it is.
 
     Args:
         study: of one contender and one load (or the trace as it is); its system has any number of workers.
         target: share of promises.
+        price: of a worker.
 
     Raises:
-        UserError: a number out of range, or a system that is not made of equal workers.
+        UserError: the share is out of range, or a system that is not made of equal workers.
     """
     if not 0 < target < 1:
         raise UserError(f"attainment: expected more than 0 and less than 1, got {target:g}")
-    if gpus_per_worker < 1 or not price_per_gpu_hour >= 0:
-        raise UserError(f"price, gpus: expected at least 0 and 1, got {price_per_gpu_hour:g}, {gpus_per_worker}")
     system = study.scenario.system
     if system.layout != "replicas" or system.speeds:
         raise UserError("fleet: expected equal replicas; with a layout or speeds of its own a fleet has no one size")
@@ -212,21 +213,15 @@ def fleet(study: Study, target: float, gpus_per_worker: int, price_per_gpu_hour:
         middle = (low + high) // 2
         low, high = (low, middle) if with_workers(middle)[0].mean >= target else (middle, high)
     interval, cells = with_workers(high)
-    gpus = high * gpus_per_worker
-    per_hour = gpus * price_per_gpu_hour
-    tokens, good, busy = (
-        float(np.mean([cell.summary[name] for cell in cells]))
-        for name in ("tokens_per_s", "goodput_per_s", "utilisation")
-    )
+    names = ("output_tokens_per_s", "tokens_per_s", "goodput_per_s", "utilisation")
+    means = {name: float(np.mean([cell.summary[name] for cell in cells])) for name in names}
     return Fleet(
         policy=study.contenders[0].label,
         target=target,
         workers=high if enough else None,
         attainment=interval.mean,
         half_width=interval.half_width,
-        gpus=gpus,
-        cost_per_hour=per_hour,
-        cost_per_million_tokens=per_hour / (tokens * 3600) * 1e6 if tokens > 0 else float("nan"),
-        cost_per_thousand_good=per_hour / (good * 3600) * 1e3 if good > 0 else float("nan"),
-        utilisation=busy,
+        gpus=high * price.gpus_per_worker,
+        utilisation=means["utilisation"],
+        **costs(price.per_hour(high), means),
     )

@@ -10,10 +10,7 @@ of seeds.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,17 +21,26 @@ import numpy as np
 import baselines
 from baselines.lookahead import Lookahead, run_lookahead
 from llm_env.config import Scenario, refuse_varying, with_changes
-from llm_env.dtypes import INF, ROUTERS, SLO_RULES
+from llm_env.dtypes import ROUTERS, SLO_RULES
 from llm_env.errors import UserError
 from llm_env.futures import refuse
 from llm_env.metrics import WEIGHTED, block_values, slo_marks, summarise
-from llm_env.processes import spawn_context
+from llm_env.prices import Price
+from llm_env.processes import shared_out
 from llm_env.records import State
 from llm_env.rollout import rollout
 from llm_env.tuned import tuned_parameters, tuned_router
-from llm_env.workload import WHOLE, ReadReport, at_load, concrete, draw_workload, read_requests
+from llm_env.workload import (
+    WHOLE,
+    ReadReport,
+    at_load,
+    concrete,
+    draw_workload,
+    is_closed,
+    read_requests,
+    request_rate,
+)
 
-ALONE_S = 2.0  # about what a process costs before its first cell: Python, imports, compiled code
 FIRST_REPORTED_SEED = 2_000_000  # seeds from here on are for reported results; nobody trains or tunes on them
 MAX_SECONDS = 1e9  # the longest episode that settings take
 TRACE_BLOCKS = 20  # of a trace run whole, for batch-means intervals
@@ -157,6 +163,7 @@ class Study:
         time_scale: factor on the trace's arrival times.
         trace_part: shares of the trace's time between which it is run.
         traffic: whose traffic the workloads are, at its rates, if not that of `scenario`; promises are of `scenario`.
+        price: of a worker; None: costs are no measure. No run depends on it.
     """
 
     scenario: Scenario
@@ -167,6 +174,7 @@ class Study:
     time_scale: float = 1.0
     trace_part: tuple[float, float] = WHOLE
     traffic: Scenario | None = None
+    price: Price | None = None
 
     def __post_init__(self) -> None:
         if self.trace is not None:
@@ -176,6 +184,10 @@ class Study:
     def weighted(self) -> bool:
         """True if in some episode a request of one class counts for more than one of another."""
         return any(concrete(self.scenario, seed).slo.weighted for seed in self.seeds)
+
+    def cost_per_hour(self, seed: int) -> float:
+        """Of all workers, of which episodes may have more or fewer; NaN without a price."""
+        return float("nan") if self.price is None else self.price.per_hour(concrete(self.scenario, seed).system.workers)
 
     def load_labels(self) -> tuple[float | None, ...]:
         """The loads of the table; None stands for "as it is"."""
@@ -238,6 +250,8 @@ def traffic_at(study: Study, load: float | None) -> Scenario:
     if study.traffic is None:
         return at_this_load(study, load)[0]
     given = study.traffic if load is None else with_changes(study.traffic, {"workload.load": load})
+    if given.slo != study.scenario.slo and not given.vary and not is_closed(given):
+        given = with_changes(given, {"workload.rate_per_s": request_rate(given)})  # a load is one of its own promises
     return given.model_copy(update={"slo": study.scenario.slo})
 
 
@@ -362,7 +376,8 @@ def units(study: Study, known: Known = ()) -> list[Piece]:
     return pieces
 
 
-def _run_and_keep(study: Study, store: Store | None, piece: Piece) -> list[CellResult]:
+def run_and_keep(study: Study, store: Store | None, piece: Piece) -> list[CellResult]:
+    """The cells of a piece, kept as soon as they are there."""
     cells = run_unit(study, *piece)
     if store is not None:
         store.keep(cells)
@@ -378,45 +393,25 @@ def run_study(
         store: keeps each piece's cells.
         known: cells that are not run.
 
-    Others than this one are started for what is left after ALONE_S: small studies are done before a process has begun.
-
     Yields:
         (pieces done, pieces in all, their new cells), in whatever order they end.
 
     Raises:
-        UserError: the study has no contender, load or seed.
+        UserError: the study has no contender, load or seed, or a process died.
     """
     if not study.contenders or not study.seeds:
         raise UserError("nothing to compare: give at least one baseline or agent, and one seed")
     pieces = units(study, known)
-    if processes <= 1:
-        for done, piece in enumerate(pieces, 1):
-            yield done, len(pieces), _run_and_keep(study, store, piece)
-        return
-    first = {bool(contender.agent): k for k, (contender, *_) in reversed(list(enumerate(pieces)))}
-    here = sorted(first.values())  # a baseline and an agent: they compile into the cache that the children read
-    rest = [k for k in range(len(pieces)) if k not in here]
-    done, alone_until = 0, INF
-    for k in (*here, *rest):
-        if done >= len(here) and time.monotonic() >= alone_until:
-            break
-        done += 1
-        yield done, len(pieces), _run_and_keep(study, store, pieces[k])
-        if done == len(here):
-            alone_until = time.monotonic() + ALONE_S
-    if done == len(pieces):
-        return
-    elsewhere = [pieces[k] for k in (*here, *rest)[done:]]
-    context = spawn_context()
-    pool = ProcessPoolExecutor(min(processes, len(elsewhere)), context)
-    try:
-        futures = [pool.submit(_run_and_keep, study, store, piece) for piece in elsewhere]
-        for more, future in enumerate(as_completed(futures), 1):
-            yield done + more, len(pieces), future.result()
-    except BrokenProcessPool:
-        raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # after an interruption only what runs is waited for
+    jobs = [(study, store, piece) for piece in pieces]
+    finished = shared_out(run_and_keep, jobs, processes, one_of_each_kind([contender for contender, *_ in pieces]))
+    for done, (_, cells) in enumerate(finished, 1):
+        yield done, len(pieces), cells
+
+
+def one_of_each_kind(contenders: Sequence[Contender]) -> list[int]:
+    """Where the first baseline and the first agent stand: with them all that contenders run is compiled."""
+    first = {bool(contender.agent): k for k, contender in reversed(list(enumerate(contenders)))}
+    return sorted(first.values())
 
 
 def sort_cells(study: Study, cells: list[CellResult]) -> list[CellResult]:

@@ -20,6 +20,7 @@ from llm_env.config import scenario_to_toml
 from llm_env.dtypes import NEVER, STATUS_NAMES
 from llm_env.files import csv_field, write_csv
 from llm_env.groups import fairness, group_columns, groups_of
+from llm_env.prices import COSTS, costs
 from llm_env.provenance import git_commit, versions
 from llm_env.study import REQUEST_COLUMNS, CellResult, Study
 
@@ -63,7 +64,7 @@ def write_study(
     script = ["#!/bin/sh", f"# Gives these results again, with the code of commit {commit}.", shlex.join(command)]
     (folder / "repro.sh").write_text("\n".join(script) + "\n", encoding="utf-8")
     (folder / "repro.sh").chmod(0o755)
-    write_csv(folder / "cells.csv", cell_columns(cells))
+    write_csv(folder / "cells.csv", cell_columns(study, cells))
     write_csv(folder / "requests.csv.gz", request_columns(cells))
     write_csv(folder / "groups.csv", group_columns(groups_of(study, cells)))
 
@@ -75,8 +76,8 @@ def write_times(folder: Path, seconds: float, computed: int, processes: int) -> 
 
 
 # ---- columns -------------------------------------------------------------------------------------------------------
-def cell_columns(cells: list[CellResult]) -> dict[str, Any]:
-    """Columns of cells.csv: a row per contender, load and seed."""
+def cell_columns(study: Study, cells: list[CellResult]) -> dict[str, Any]:
+    """Columns of cells.csv: a row per contender, load and seed; with costs where the study has a price."""
     columns: dict[str, Any] = {
         "load": np.array([math.nan if c.load is None else c.load for c in cells]),
         "policy": [csv_field(c.contender) for c in cells],
@@ -85,6 +86,9 @@ def cell_columns(cells: list[CellResult]) -> dict[str, Any]:
     for name, value in cells[0].summary.items():
         values = [c.summary[name] for c in cells]
         columns[name] = values if isinstance(value, str) else np.array(values)
+    if study.price is not None:
+        paid = [costs(study.cost_per_hour(c.seed), c.summary) for c in cells]
+        columns |= {name: np.array([each[name] for each in paid]) for name in COSTS}
     return columns
 
 

@@ -12,10 +12,13 @@ from rich.text import Text
 from llm_env.aggregate import Row
 from llm_env.dtypes import SLO_RULES
 from llm_env.metrics import WEIGHTED, Interval
+from llm_env.prices import COSTS
 
 
 def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = None) -> Table:
     """SLO attainment under the three rules, goodput and the paired difference to the best baseline.
+
+    If neither weights nor a bound take the room, also what else `difference_table` tells.
 
     Args:
         rows: of one load.
@@ -32,30 +35,44 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
     if weighted:
         table.add_column("*by weight\nmet, %", justify="right", no_wrap=True)
     table.add_column("goodput\nreq/s", justify="right")
-    table.add_column("TTFT met\n%", justify="right")
     table.add_column("diff to\nbest, pts", justify="right", no_wrap=True)
+    room = not weighted and bound is None
+    for column in ("p\n", "won/tied\n/lost") if room else ():
+        table.add_column(column, justify="right", no_wrap=True)
     if bound is not None:
         table.add_column("of the\nbound, %", justify="right", no_wrap=True)
     for row in rows:
-        difference = "best" if row.difference is None else points_text(row.difference)
         share = 100 * row.attainment[rule].mean / bound if bound else math.nan
         of_bound = [] if bound is None else [_figure(share, 1)]
         table.add_row(
             _name(row),
             *(percent_text(row.attainment[name]) for name in (*SLO_RULES, *([WEIGHTED] if weighted else []))),
             _figure(row.means["goodput_per_s"], 3),
-            _figure(100 * row.means["ttft_attainment"], 1),
-            difference,
+            *difference_texts(row)[: 3 if room else 1],
             *of_bound,
         )
     return table
 
 
+def difference_table(rows: Sequence[Row], title: str) -> Table:
+    """The paired difference to the best baseline with its interval, the p value of its sign-flip test, and on how many
+    workloads it was above, the same and below.
+    """
+    table = titled_table(title)
+    table.add_column("policy", no_wrap=True)
+    for column in ("difference, pts", "p", "won/tied/lost"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(_name(row), *difference_texts(row))
+    return table
+
+
 def time_table(rows: Sequence[Row], title: str) -> Table:
-    """TTFT, TBT, throughput, utilisation and what was left undone."""
+    """Share of first tokens on time, TTFT, TBT, throughput, utilisation and what was left undone."""
     table = titled_table(title)
     table.add_column("policy", no_wrap=True)
     for column in (
+        "TTFT\nmet, %",
         "TTFT s\np50",
         "\np95",
         "\np99",
@@ -72,11 +89,34 @@ def time_table(rows: Sequence[Row], title: str) -> Table:
         ttft = [_figure(m[f"ttft_{p}_s"], 2) for p in ("p50", "p95", "p99")]
         table.add_row(
             _name(row),
+            _figure(100 * m["ttft_attainment"], 1),
             *(["", "", "unstable"] if row.unstable else ttft),
             *(_figure(1e3 * m[f"tbt_{p}_s"], 0) for p in ("p50", "p99", "max")),
             _figure(m["tokens_per_s"], 0),
             _figure(100 * m["utilisation"], 0),
             _figure(m["unfinished"], 1 if m["unfinished"] < 100 else 0),
+        )
+    return table
+
+
+def usage_table(rows: Sequence[Row], title: str) -> Table:
+    """What the workers' time went into, how full batches were, evictions; and costs, where the rows have them."""
+    priced = any(COSTS[0] in row.means for row in rows)
+    table = titled_table(title)
+    table.add_column("policy", no_wrap=True)
+    columns = ("pre-\nfill %", "de-\ncode %", "idle\n%", "req a\nbatch", "tok a\nbatch", "of SLO\n%", "evic-\ntions")
+    for column in (*columns, *(("1M out\ncost", "1M tok\ncost", "1,000\ngood") if priced else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        m = row.means
+        table.add_row(
+            _name(row),
+            *(_figure(100 * m[f"{what}_time_share"], 1) for what in ("prefill", "decode", "idle")),
+            _figure(m["mean_batch_requests"], 1),
+            _figure(m["mean_batch_tokens"], 0),
+            _figure(100 * m["slo_budget_share"], 0),
+            _figure(m["evictions"], 1 if m["evictions"] < 100 else 0),
+            *(money_text(m[name]) for name in COSTS[1:] if priced),
         )
     return table
 
@@ -105,6 +145,24 @@ def percent_text(interval: Interval) -> str:
 def points_text(interval: Interval) -> str:
     """A difference of shares in points with half its interval."""
     return f"{100 * interval.mean:+.1f}{_half(interval, 100, 1)}"
+
+
+def money_text(value: float) -> str:
+    """An amount with four digits or more; "n/a" where there was nothing to pay for."""
+    return "n/a" if math.isnan(value) else f"{value:.{3 if value < 10 else 2}f}"
+
+
+def difference_texts(row: Row) -> tuple[str, str, str]:
+    """Difference, p value and wins/ties/losses for a table."""
+    if row.comparison is None or row.p_value is None:
+        return "best", "", ""
+    found = row.comparison
+    return points_text(found.difference), p_value_text(row.p_value), f"{found.wins}/{found.ties}/{found.losses}"
+
+
+def p_value_text(p_value: float) -> str:
+    """A p value with three decimals."""
+    return "<0.001" if p_value < 0.001 else _figure(p_value, 3)
 
 
 def _half(interval: Interval, factor: float, digits: int) -> str:

@@ -12,8 +12,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +24,7 @@ from llm_env.config import RoutingSettings, Scenario, with_changes
 from llm_env.errors import UserError
 from llm_env.jit import short_lived
 from llm_env.metrics import weighted_attainment
-from llm_env.processes import spawn_context
+from llm_env.processes import worker_pool
 from llm_env.provenance import git_commit, versions
 from llm_env.rollout import rollout
 from llm_env.tuned import FIRST_TUNING_SEED, LAST_TUNING_SEED, Tuned
@@ -130,25 +128,17 @@ def evaluator(problem: Problem, processes: int) -> Iterator[Evaluate]:
     if processes <= 1:
         yield lambda policy, settings: [here.attainment(policy, setting) for setting in settings]
         return
-    context = spawn_context()
-    pool = ProcessPoolExecutor(processes, context, _begin, (problem,))
+    with worker_pool(processes, _begin, (problem,)) as pool:
+        warm = False
 
-    warm = False
-
-    def evaluate(policy: str, settings: list[Parameters]) -> list[float]:
-        nonlocal warm
-        first = [] if warm else [here.attainment(policy, s) for s in settings[:1]]  # compiles what the children read
-        warm = True
-        jobs = [pool.submit(_evaluate_elsewhere, policy, s) for s in settings[len(first) :]]
-        try:
+        def evaluate(policy: str, settings: list[Parameters]) -> list[float]:
+            nonlocal warm
+            first = [] if warm else [here.attainment(policy, s) for s in settings[:1]]  # compiles for the children
+            warm = True
+            jobs = [pool.submit(_evaluate_elsewhere, policy, s) for s in settings[len(first) :]]
             return first + [job.result() for job in jobs]
-        except BrokenProcessPool:
-            raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
 
-    try:
         yield evaluate
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 # ---- the search ----------------------------------------------------------------------------------------------------

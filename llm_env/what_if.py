@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from llm_env.aggregate import Row, aggregate, headline_samples, number_or_none
 from llm_env.config import with_changes
 from llm_env.errors import UserError
-from llm_env.metrics import Interval, paired_ci
+from llm_env.metrics import Interval
 from llm_env.scenarios import parse_changes, service_like
+from llm_env.statistics import Comparison, compare, sign_flip_test
 from llm_env.study import CellResult, Study
-from llm_env.tables import percent_text, points_text, titled_table
+from llm_env.tables import p_value_text, percent_text, points_text, titled_table
 
 SERVICE = "service"  # a key of its own: a preset, as simulate --service takes it
 TRAFFIC = ("workload", "episode", "name", "description", "source", "vary", "reward")  # settings that are no system's
@@ -33,23 +35,27 @@ class Effect:
     Attributes:
         change: as it was given.
         row: of the changed study.
-        difference: paired, of the headline: changed minus as it is.
+        comparison: of the headline, paired: changed against as it is.
+        p_value: of that difference by the sign-flip permutation test.
         base: the headline as it is.
     """
 
     change: str
     row: Row
-    difference: Interval
+    comparison: Comparison
+    p_value: float
     base: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
-        mean, half = self.difference
+        mean, half = self.comparison.difference
         return {
             "change": self.change,
             **self.row.to_dict(),
             "difference_to_as_it_is": number_or_none(mean),
             "difference_to_as_it_is_ci95": number_or_none(half),
+            "difference_to_as_it_is_p_value": number_or_none(self.p_value),
+            **{f"difference_to_as_it_is_{name}": getattr(self.comparison, name) for name in ("wins", "ties", "losses")},
         }
 
 
@@ -93,8 +99,8 @@ def effects(
     for row in aggregate(changed, list(changed_cells)):
         key = (row.load, row.contender)
         seeds = sorted(before[key].keys() & after[key].keys())
-        difference = paired_ci([after[key][s] for s in seeds], [before[key][s] for s in seeds])
-        found.append(Effect(text, row, difference, base[key]))
+        new, old = (np.array([values[key][s] for s in seeds]) for values in (after, before))
+        found.append(Effect(text, row, compare(new, old), sign_flip_test(new - old), base[key]))
     return found
 
 
@@ -103,21 +109,22 @@ def effects_table(found: Sequence[Effect], title: str) -> Table:
     table = titled_table(title)
     table.add_column("policy", no_wrap=True)
     table.add_column("what if", overflow="fold")
-    for column in ("met\n%", "change\npts", "goodput\nreq/s", "TTFT s\np99", "TBT ms\np99", "util\n%"):
+    for column in ("met\n%", "change\npts", "p\n", "goodput\nreq/s", "TTFT s\np99", "TBT ms\np99", "util\n%"):
         table.add_column(column, justify="right", no_wrap=True)
     shown = ""
     for effect in sorted(found, key=lambda e: e.row.contender):
         row = effect.row
         name = row.contender if row.contender != shown else ""
         if name:
-            table.add_row(Text(name), "as it is", percent_text(effect.base), "", "", "", "", "")
+            table.add_row(Text(name), "as it is", percent_text(effect.base), *[""] * 6)
         shown = row.contender
         m = row.means
         table.add_row(
             "",
             effect.change,
             percent_text(row.headline),
-            points_text(effect.difference),
+            points_text(effect.comparison.difference),
+            p_value_text(effect.p_value),
             f"{m['goodput_per_s']:.3f}",
             "unstable" if row.unstable else f"{m['ttft_p99_s']:.2f}",
             f"{1e3 * m['tbt_p99_s']:.0f}",

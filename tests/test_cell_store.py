@@ -85,7 +85,7 @@ def test_more_seeds_and_policies_cost_only_what_is_new_and_give_what_a_fresh_stu
 
 
 def test_one_process_and_two_give_the_same_bytes(short, tmp_path, monkeypatch):
-    monkeypatch.setattr("llm_env.study.ALONE_S", 0.0)
+    monkeypatch.setattr("llm_env.processes.ALONE_S", 0.0)
     alone, two = tmp_path / "alone", tmp_path / "two"
     monkeypatch.chdir(tmp_path)
     assert run(short, Path("alone"), "--seeds", "3") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -98,6 +100,20 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_measure_of_results_and_cells_is_explained(tmp_path):
+    from llm_env.evaluation import main
+
+    changes = ["episode.arrivals_s=60", "episode.warmup_s=0", "workload.load=2.0", "slo.classes.0.weight=2.0"]
+    words = ["--scenario", "multi-tenant", "--baselines", "sarathi:slo", "--seeds", "2", "--price", "2", "--change"]
+    words += [*changes, "--processes", "1"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    cells = next(csv.reader((tmp_path / "cells.csv").open()))
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")))
+    assert {"weighted_attainment", "client_jain_index", "cost_per_hour"} <= set(rows[0])
+    assert {name.removesuffix("_ci95") for name in (*rows[0], *cells) if name not in told} <= told
 
 
 TRACE_FILES = {

@@ -110,9 +110,14 @@ def test_a_measure_of_a_run_that_ends_empty_is_not_what_paper_and_pencil_give():
         "tokens_per_s": 166 / 0.61,
         "output_tokens_per_s": 6 / 0.61,
         "utilisation": (0.2 + 0.151 + 0.102 + 0.11) / 0.61,
+        # of batch 1, with 51 tokens, one is a decode
+        "prefill_time_share": (0.2 + 0.151 * 50 / 51 + 0.11) / 0.61,
+        "decode_time_share": (0.151 / 51 + 0.102) / 0.61,
+        "idle_time_share": (0.5 - 0.453) / 0.61,
         "num_batches": 4,
         "mean_batch_tokens": (100 + 51 + 2 + 10) / 4,
         "mean_batch_requests": (1 + 2 + 2 + 1) / 4,
+        "slo_budget_share": (100 + 51 + 2 + 10) / 4 / 10,  # 10 tokens take 110 ms
         "prefill_share": 160 / 163,
         "mean_num_waiting": 0.15 / 0.61,
         # of 100 blocks of 16 tokens A holds 7, B 4, C 1
@@ -162,9 +167,13 @@ def test_unfinished_or_rejected_requests_are_not_misses():
             "tokens_per_s": 153 / 0.4,  # A made 2 tokens, B 1
             "output_tokens_per_s": 3 / 0.4,
             "utilisation": 1.0,  # batch 2 counts as far as it came
+            "prefill_time_share": (0.2 + 0.151 * 50 / 51) / 0.4,
+            "decode_time_share": (0.151 / 51 + 0.049) / 0.4,
+            "idle_time_share": 0.0,
             "num_batches": 2,
             "mean_batch_tokens": 151 / 2,
             "mean_batch_requests": 1.5,
+            "slo_budget_share": 151 / 2 / 10,
             "prefill_share": 150 / 151,
             "mean_num_waiting": 0.15 / 0.4,
             "kv_used_mean": (7 * 0.2 + 11 * 0.151) / 0.351 / 12,

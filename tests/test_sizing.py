@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
 
 from llm_env.cli import main
 from llm_env.config import with_changes
+from llm_env.prices import Price
 from llm_env.scenarios import load_scenario
 from llm_env.sizing import STEP, Curve, capacities, fleet
 from llm_env.study import Study, baseline_contender, run_unit
@@ -50,7 +53,7 @@ def test_what_is_never_reached_and_what_always_is(short):
 def test_the_fleet_is_the_fewest_workers_that_do_and_is_paid_for(short):
     scenario = with_changes(load_scenario(short), {"workload.rate_per_s": 8.0})
     study = Study(scenario, (baseline_contender("sarathi-spf:slo"),), (), SEEDS)
-    found = fleet(study, 0.8, 2, 2.5)
+    found = fleet(study, 0.8, Price(2.5, 2))
     assert found.workers is not None
     assert found.workers > 1
     assert found.attainment >= 0.8
@@ -61,9 +64,9 @@ def test_the_fleet_is_the_fewest_workers_that_do_and_is_paid_for(short):
     assert np.mean([cell.summary["slo_attainment"] for cell in cells]) < 0.8
     assert found.gpus == 2 * found.workers
     assert found.cost_per_hour == 2.5 * found.gpus
-    one = fleet(study, 0.01, 1, 1.0)
+    one = fleet(study, 0.01, Price(1.0))
     assert one.workers == 1
-    assert one.cost_per_million_tokens > 0
+    assert one.cost_per_million_output_tokens > one.cost_per_million_tokens > 0
 
 
 def test_more_is_asked_than_there_may_be(short, capsys):
@@ -130,3 +133,20 @@ def test_bad_input_is_one_clear_error(short, capsys, words, message):
 def test_a_scenario_that_varies_has_no_capacity(capsys):
     assert main(["capacity", "--scenario", "generalist", "--policies", "sarathi"]) == 2
     assert "the scenario varies" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_is_a_traceback_or_hangs(short, capsys, monkeypatch):
+    monkeypatch.setattr("llm_env.commands.sizing.capacities", _die_in_a_child)
+    monkeypatch.setattr("llm_env.processes.ALONE_S", 0.0)
+    words = ["capacity", "--scenario", short, "--policies", "sarathi", "fcfs", "--seeds", "2", "--processes", "2"]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (
+        "",
+        "error: a worker process died, perhaps out of memory: try fewer --processes\n",
+    )
+
+
+def _die_in_a_child(*_):
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_env import processes as processes_module
 from llm_env import study as study_module
 from llm_env.aggregate import aggregate, best_baseline
 from llm_env.evaluation import main
@@ -72,14 +73,18 @@ def test_every_policy_meets_the_same_requests(short, tmp_path):
 
 
 def test_same_seeds_give_the_same_bytes_with_one_process_and_with_two(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(study_module, "ALONE_S", 0.0)
-    texts = []
+    monkeypatch.setattr(processes_module, "ALONE_S", 0.0)
+    found = []
     for name, processes in (("a", "1"), ("b", "1"), ("c", "2")):
-        out = tmp_path / name
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)  # the name of --out is in the results
         arguments = ["--scenario", short, "--baselines", "sarathi", "random", "--seeds", "4", "--loads", "0.5", "1.0"]
-        assert main([*arguments, "--processes", processes, "--out", str(out)]) == 0
-        texts.append(((out / "cells.csv").read_bytes(), (out / "requests.csv.gz").read_bytes()))
-    assert texts[0] == texts[1] == texts[2]
+        assert main([*arguments, "--price", "2", "--processes", processes, "--out", "out"]) == 0
+        files = [path for path in Path("out").rglob("*") if path.is_file() and path.name != "times.json"]
+        found.append({path: path.read_bytes() for path in files})
+    assert Path("out/results.json") in found[0]
+    assert Path("out/report.html") in found[0]
+    assert found[0] == found[1] == found[2]
 
 
 def test_results_name_everything_they_came_from(short, tmp_path):
@@ -349,15 +354,15 @@ def test_children_are_spawned_on_one_thread_once_a_baseline_and_an_agent_have_ru
     sarathi, fcfs = (Contender(name, name, (), "") for name in ("sarathi", "fcfs"))
     agent = Contender("agent:a", "", (), "a")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(study_module, "ALONE_S", 0.0)
+    monkeypatch.setattr(processes_module, "ALONE_S", 0.0)
     given: list = []
     pools = []
 
-    def pool(size, context):
+    def pool(size, context, *_):
         pools.append(Pool(given, size, context))
         return pools[-1]
 
-    monkeypatch.setattr(study_module, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(processes_module, "ProcessPoolExecutor", pool)
     monkeypatch.setattr(study_module, "run_unit", lambda _, contender, load, seeds: [(contender.label, seeds)])
     study = Study(load_scenario("chat"), (sarathi, fcfs, agent), (0.8, 0.9), (1, 2))
     results = list(run_study(study, 2))
@@ -381,9 +386,9 @@ def test_a_small_study_starts_processes_and_a_long_one_none(monkeypatch, seconds
         clock[0] += seconds_each
         return [(contender.label, load, seeds)]
 
-    monkeypatch.setattr(study_module, "ProcessPoolExecutor", lambda size, context: Pool(given, size, context))
+    monkeypatch.setattr(processes_module, "ProcessPoolExecutor", lambda size, context, *_: Pool(given, size, context))
     monkeypatch.setattr(study_module, "run_unit", run_piece)
-    monkeypatch.setattr(study_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(processes_module.time, "monotonic", lambda: clock[0])
     contenders = (Contender("sarathi", "sarathi", (), ""), Contender("agent:a", "", (), "a"))
     study = Study(load_scenario("chat"), (*contenders, Contender("fcfs", "fcfs", (), "")), (0.8, 0.9), (1, 2))
     results = list(run_study(study, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from llm_env.config import with_changes
 from llm_env.evaluation import Arguments, main, make_study
 from llm_env.metrics import paired_ci
+from llm_env.statistics import sign_flip_test
 from llm_env.study import run_study, traffic_at
 from llm_env.what_if import changed_study
 from llm_env.workload import draw_workload
@@ -39,6 +41,10 @@ def test_the_requests_are_those_of_the_system_as_it_is(short):
     assert set(after["ttft_target_s"]) == {0.5}
     alone = draw_workload(with_changes(changed.scenario, {"workload.load": 0.9}), 5)
     assert len(alone) != len(after) or (alone["arrival_s"] != after["arrival_s"]).any()
+    slower = changed_study(study, "slo.classes.0.tbt_ms=500")  # on which the capacity depends, and so what a load is
+    for load, as_it_is in ((0.9, study), (None, dataclasses.replace(study, loads=()))):
+        wanted, found = (traffic_at(s, load) for s in (as_it_is, dataclasses.replace(slower, loads=as_it_is.loads)))
+        assert (draw_workload(wanted, 5)["arrival_s"] == draw_workload(found, 5)["arrival_s"]).all()
     hashes = [
         {cell.seed: cell.summary["final_sha256"] for _, _, new in run_study(s, 1) for cell in new}
         for s in (study, changed)
@@ -71,6 +77,8 @@ def test_differences_are_paired_with_the_system_as_it_is(short, tmp_path, capsys
     after = [cell.summary["slo_attainment"] for _, _, new in run_study(changed_study(base, change), 1) for cell in new]
     mean, half = paired_ci(after, before)
     assert (effect["difference_to_as_it_is"], effect["difference_to_as_it_is_ci95"]) == (mean, half)
+    assert effect["difference_to_as_it_is_p_value"] == sign_flip_test(np.array(after) - before)
+    assert effect["difference_to_as_it_is_losses"] == sum(new < old for new, old in zip(after, before, strict=True))
     first = (out / "results.json").read_bytes()
     assert run(short, out, "--baselines", "sarathi:slo", "--what-if", change) == 0
     assert (out / "results.json").read_bytes() == first

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from rich.table import Table
 
 from llm_env.command import output_console
 from llm_env.commands.arguments import integer, number
-from llm_env.config import Scenario, with_changes
+from llm_env.commands.contenders import add_contenders, contenders_of, seeds_of
+from llm_env.config import with_changes
 from llm_env.errors import UserError
-from llm_env.processes import spawn_context
+from llm_env.prices import MOST_GPUS, MOST_PRICE, Price
+from llm_env.processes import shared_out
 from llm_env.scenarios import check_changes_of_trace, load_scenario
 from llm_env.sizing import LEAST_LOAD, MOST_LOAD, STEP, Capacity, Fleet, capacities, fleet
-from llm_env.study import FIRST_REPORTED_SEED, Contender, Study, agent_contender, baseline_contender
-from llm_env.tables import titled_table
+from llm_env.study import Study
+from llm_env.tables import money_text, titled_table
 from llm_env.workload import refuse_rate, request_rate
 
 EPILOG = (
@@ -57,17 +57,13 @@ def add_sizing(commands: Any) -> None:
     )
     add.add_argument("--trace", metavar="FILE", help="a trace file in place of the scenario's traffic")
     add.add_argument("--time-scale", type=number(0, 1e6, above=True), default=1.0, metavar="F", help="stretch its time")
-    add.add_argument("--gpus-per-worker", type=integer(1, 10_000), default=1, metavar="N", help="(default: 1)")
-    add.add_argument("--price", type=number(0, 1e6), default=2.0, metavar="P", help="of a GPU for an hour (default: 2)")
+    add.add_argument("--gpus-per-worker", type=integer(1, MOST_GPUS), default=1, metavar="N", help="(default: 1)")
+    price = number(0, MOST_PRICE)
+    add.add_argument("--price", type=price, default=2.0, metavar="P", help="of a GPU for an hour (default: 2)")
 
 
 def _common(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--scenario", metavar="NAME|TOML", required=True, help="a shipped scenario, or a .toml file")
-    add.add_argument("--change", nargs="+", default=[], metavar="KEY=VALUE", help="settings of it to change")
-    add.add_argument(
-        "--policies", nargs="+", default=[], metavar="SPEC", help="as evaluate.py --baselines takes them, one by one"
-    )
-    add.add_argument("--agents", nargs="+", default=[], metavar="AGENT", help="names or folders of agents")
+    add_contenders(add)
     add.add_argument(
         "--attainment",
         nargs="+",
@@ -76,34 +72,11 @@ def _common(add: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the promises that must be kept (default: 0.9 0.95 0.99)",
     )
-    add.add_argument("--seeds", type=integer(2, 100_000), default=12, metavar="N", help="workloads (default: 12)")
-    add.add_argument("--first-seed", type=integer(0, 2**63 - 1), default=FIRST_REPORTED_SEED, metavar="S")
-    add.add_argument("--processes", type=integer(1, 1024), default=os.cpu_count() or 1, metavar="N")
-    add.add_argument("--json", action="store_true", help="print JSON in place of the table")
-
-
-def _contenders(arguments: argparse.Namespace, scenario: Scenario) -> list[Contender]:
-    found: list[Contender] = []
-    for path in arguments.agents:
-        found.append(agent_contender(path, {one.label for one in found}))
-    found += [baseline_contender(spec, scenario.name) for spec in dict.fromkeys(arguments.policies)]
-    if not found:
-        raise UserError("give at least one of --policies and --agents")
-    return found
-
-
-def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
-    return tuple(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
 
 
 def _each(run: Any, jobs: Sequence[tuple[Any, ...]], processes: int) -> list[Any]:
-    """run(*job) of every job, in their order, in so many processes; the first one here, which compiles for all."""
-    if processes <= 1 or len(jobs) == 1:
-        return [run(*job) for job in jobs]
-    first = run(*jobs[0])
-    context = spawn_context()
-    with ProcessPoolExecutor(min(processes, len(jobs) - 1), context) as pool:
-        return [first, *(future.result() for future in [pool.submit(run, *job) for job in jobs[1:]])]
+    """run(*job) of every job, in their order."""
+    return [result for _, result in sorted(shared_out(run, jobs, processes), key=lambda pair: pair[0])]
 
 
 # ---- capacity ------------------------------------------------------------------------------------------------------
@@ -112,8 +85,8 @@ def _capacity(arguments: argparse.Namespace) -> None:
     refuse_rate(scenario, "capacity")
     if scenario.vary:
         raise UserError("capacity: the scenario varies, and so does what load means: take one that does not")
-    targets, seeds = tuple(sorted(set(arguments.attainment))), _seeds(arguments)
-    jobs = [(scenario, contender, targets, seeds) for contender in _contenders(arguments, scenario)]
+    targets, seeds = tuple(sorted(set(arguments.attainment))), seeds_of(arguments)
+    jobs = [(scenario, contender, targets, seeds) for contender in contenders_of(arguments, scenario)]
     found: list[list[Capacity]] = _each(capacities, jobs, arguments.processes)
     if arguments.json:
         rows = [each.to_dict() for one in found for each in one]
@@ -160,11 +133,10 @@ def _fleet(arguments: argparse.Namespace) -> None:
         rate = arguments.rate if arguments.rate is not None else request_rate(scenario)
         scenario = with_changes(scenario, {"workload.rate_per_s": rate})
     jobs = []
-    for contender in _contenders(arguments, scenario):
-        study = Study(scenario, (contender,), (), _seeds(arguments), arguments.trace, arguments.time_scale)
-        jobs += [
-            (study, target, arguments.gpus_per_worker, arguments.price) for target in sorted(set(arguments.attainment))
-        ]
+    for contender in contenders_of(arguments, scenario):
+        study = Study(scenario, (contender,), (), seeds_of(arguments), arguments.trace, arguments.time_scale)
+        price = Price(arguments.price, arguments.gpus_per_worker)
+        jobs += [(study, target, price) for target in sorted(set(arguments.attainment))]
     found: list[Fleet] = _each(fleet, jobs, arguments.processes)
     if arguments.json:
         rows = [each.to_dict() for each in found]
@@ -184,6 +156,7 @@ def _fleet_table(found: list[Fleet], title: str) -> Table:
         "met\n%",
         "util\n%",
         "cost\n/hour",
+        "/million\noutput",
         "/million\ntokens",
         "/1,000\ngood",
     ):
@@ -192,7 +165,7 @@ def _fleet_table(found: list[Fleet], title: str) -> Table:
         share = f"{100 * each.target:g}"
         met = f"{100 * each.attainment:.1f} ±{100 * each.half_width:.1f}"
         if each.workers is None:
-            table.add_row(each.policy, share, "too few", f"> {each.gpus}", met, "", "", "", "")
+            table.add_row(each.policy, share, "too few", f"> {each.gpus}", met, *[""] * 5)
             continue
         table.add_row(
             each.policy,
@@ -201,8 +174,9 @@ def _fleet_table(found: list[Fleet], title: str) -> Table:
             str(each.gpus),
             met,
             f"{100 * each.utilisation:.0f}",
-            f"{each.cost_per_hour:.2f}",
-            f"{each.cost_per_million_tokens:.3f}",
-            f"{each.cost_per_thousand_good:.3f}",
+            money_text(each.cost_per_hour),
+            money_text(each.cost_per_million_output_tokens),
+            money_text(each.cost_per_million_tokens),
+            money_text(each.cost_per_thousand_good),
         )
     return table
