@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm_env.actions import ACTION_KINDS, BOX, DISCRETE, DISCRETE_TABLE, FLOAT_N
 from llm_env.features import NUM_FEATURES
 from llm_env.ranking import NUM_REQUEST_FEATURES
 from llm_env.records import MOST_RANKED
+from llm_env.systems import Systems
 
 Layer = tuple[np.ndarray, np.ndarray]  # (out, in) weight and (out,) bias, float32
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
@@ -135,3 +137,12 @@ class NumpyAgent:
         if kind == DISCRETE:
             return logits.argmax(axis=1)
         return np.stack([logits[:, part].argmax(axis=1) for part in _SLICES], axis=1)
+
+    def deciding(
+        self, systems: Systems, deterministic: bool = True, rng: np.random.Generator | None = None
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What it does in systems from the beginning of their episodes on: `act` with their masks and its memory."""
+        memory = self.memory(systems.num_envs)
+        return lambda observations: self.act(
+            observations, deterministic, rng, systems.masks() if self.masked else None, memory
+        )

@@ -44,13 +44,7 @@ def run_agent(
     systems = Systems([scenario], len(seeds), agent.action, None if workload is None else [workload], record)
     if rng is None and not deterministic:
         rng = np.random.default_rng(0)
-
-    memory = agent.memory(len(seeds))
-
-    def act(observations: np.ndarray) -> np.ndarray:
-        return agent.act(observations, deterministic, rng, systems.masks() if agent.masked else None, memory)
-
-    return run_systems(systems, seeds, act)
+    return run_systems(systems, seeds, agent.deciding(systems, deterministic, rng))
 
 
 def run_systems(systems: AnySystems, seeds: Sequence[int], act: Callable[[np.ndarray], np.ndarray]) -> AnySystems:

@@ -40,9 +40,14 @@ def shipped_folder(name: str) -> Iterator[Path]:
         yield folder
 
 
+def card_text(name: str) -> str:
+    """The card of an agent of `shipped_names`."""
+    return (_home() / name / CARD).read_text(encoding="utf-8")
+
+
 def about(name: str) -> str:
     """What an agent's card says of it first, in a line."""
-    lines = (_home() / name / CARD).read_text(encoding="utf-8").split("\n\n")
+    lines = card_text(name).split("\n\n")
     return " ".join(lines[1].split()) if len(lines) > 1 else ""
 
 

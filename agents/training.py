@@ -14,14 +14,16 @@ import tyro
 from rich.console import Console
 
 from agents.arguments import Arguments
+from agents.board import Board
 from agents.checkpoint import Checkpoint, remove_checkpoints
+from agents.curves import CURVE, curve_of
 from agents.es_training import learn_by_es
 from agents.files import save
 from agents.forms import Trained
 from agents.imitation import Teacher, Teachers
 from agents.learning_run import LearningRun
 from agents.ppo_training import learn_by_ppo
-from agents.references import ReferenceLines, Rivals
+from agents.references import Rivals
 from agents.resume import check_alone, locked, open_run
 from agents.run_files import begin, scenario_files
 from agents.seeds import run_seeds
@@ -77,14 +79,15 @@ def _learn(
         begin(task, arguments, argv)
     Console(stderr=True).print("Preparing; the first run compiles the simulator, for about half a minute.")
     reached = dict(rivals(task.against)) if rivals is not None else {}
-    lines = ReferenceLines(task.out / "tb", reached, None if checkpoint is None else checkpoint.step + 1)
-    keeper = Keeper(task.against, lines.mark)
+    keeper = Keeper(task.against)
     run = LearningRun(task, arguments, start, form, keeper, checkpoint, teacher)
+    board = Board(run, reached)
+    keeper.mark = board.mark
     try:
         last = (learn_by_es if arguments.algo == "es" else learn_by_ppo)(run)
     finally:
         run.close()
-        lines.close()
+        board.close()
     _finish(run, last, reached)
     return 0
 
@@ -107,6 +110,7 @@ def _finish(run: LearningRun, last: Trained, reached: Mapping[str, float]) -> No
     best = keeper.best.about | {"validation_attainment": keeper.best_attainment}
     start = keeper.history[0][1]
     best |= {"start_attainment": None if math.isnan(start) else start, "references": dict(reached)}
+    best[CURVE] = curve_of(keeper.history)
     save(dataclasses.replace(keeper.best, about=best), task.out / "agent")
     remove_checkpoints(task.out)
     _tell(task, run.arguments, keeper, reached)

@@ -15,7 +15,7 @@ from agents.forms import Trained
 from agents.routing_run import run_trained
 from agents.stored import Stored
 from llm_env.config import Scenario
-from llm_env.metrics import summarise
+from llm_env.metrics import Summary, summarise
 from llm_env.systems import Workload
 
 FIRST_VALIDATION_SEED = 1_000_000  # below are those of training, from 2,000,000 on those of reports
@@ -32,6 +32,11 @@ VALIDATED = (  # fields of llm_env.metrics.Summary
     "tbt_p99_s",
     "tbt_max_s",
 )
+MARGINS = {  # what is left of the tightest target, in targets: 0 at it, below 0 beyond
+    f"{what}_p{percent}_margin": (f"{what}_p{percent}_s", f"{what}_ms")
+    for what in ("ttft", "tbt")
+    for percent in (50, 95, 99)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,27 @@ class ValidationSet:
 
 
 def validate(agent: Trained, against: ValidationSet, deterministic: bool = True) -> dict[str, float]:
-    """Means over all cases and seeds of the fields VALIDATED, and attainment by case as "slo_attainment_NAME"."""
+    """Means over all cases and seeds of the fields VALIDATED and of MARGINS, and attainment by case as
+    "slo_attainment_NAME".
+    """
     found: dict[str, float] = {}
-    summaries = []
+    summaries, margins = [], []
     for name, scenario, workload in against.cases:
         systems = run_trained(agent, scenario, against.seeds, workload, True, deterministic, np.random.default_rng(0))
         mine = [summarise(systems.state(e), scenario) for e in range(len(against.seeds))]
         found[f"slo_attainment_{name}"] = _mean([s.slo_attainment for s in mine])
         summaries += mine
-    return {key: _mean([getattr(s, key) for s in summaries]) for key in VALIDATED} | found
+        margins += [_margins(summary, systems.scenario(e)) for e, summary in enumerate(mine)]
+    means = {key: _mean([getattr(s, key) for s in summaries]) for key in VALIDATED}
+    return means | {key: _mean([margin[key] for margin in margins]) for key in MARGINS} | found
+
+
+def _margins(summary: Summary, scenario: Scenario) -> dict[str, float]:
+    """MARGINS of one run. Args: scenario: its own, in which nothing varies."""
+    return {
+        name: 1.0 - 1e3 * getattr(summary, field) / min(getattr(c, target) for c in scenario.slo.classes)
+        for name, (field, target) in MARGINS.items()
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -71,16 +88,17 @@ class Keeper:
 
     Args:
         against: what is measured on.
-        mark: called with the timesteps of each measurement.
 
     Attributes:
+        mark: called after each measurement with its timesteps and the agent.
         best: the best agent so far, None before the first.
         best_attainment, best_timesteps: its attainment, and after how many decisions it was exported.
         history: timesteps, greedy and sampled attainment of each measurement.
     """
 
-    def __init__(self, against: ValidationSet, mark: Callable[[int], None] | None = None) -> None:
-        self._against, self._mark = against, mark
+    def __init__(self, against: ValidationSet) -> None:
+        self._against = against
+        self.mark: Callable[[int, Trained], None] | None = None
         self.best: Trained | None = None
         self.best_attainment, self.best_timesteps = -math.inf, 0
         self.history: list[tuple[int, float, float]] = []
@@ -104,8 +122,8 @@ class Keeper:
         score = 0.0 if math.isnan(attainment) else attainment  # NaN: no request was measured
         if eligible and score > self.best_attainment:
             self.best, self.best_attainment, self.best_timesteps = agent, score, timesteps
-        if self._mark is not None:
-            self._mark(timesteps)
+        if self.mark is not None:
+            self.mark(timesteps, agent)
         found = {f"validation/{key}": value for key, value in greedy.items()} | {"validation/attainment": attainment}
         return found | {f"validation_sampled/{key}": value for key, value in sampled.items() if explores}
 

@@ -37,6 +37,7 @@ CACHED_FOLDERS = (PACKAGE, PACKAGE.parent / "baselines")
 _PROGRAMS = (
     "__main__",
     "aggregate",
+    "animation",
     "calibrate",
     "cli",
     "cell_store",

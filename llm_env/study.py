@@ -371,7 +371,7 @@ def units(study: Study, known: Known = ()) -> list[Piece]:
     for load in study.load_labels():
         for contender in study.contenders:
             seeds = tuple(seed for seed in all_seeds if (load, contender.label, seed) not in known)
-            size = len(seeds) if contender.agent else max(1, -(-len(seeds) // 2))
+            size = max(1, len(seeds) if contender.agent else -(-len(seeds) // 2))
             pieces += [(contender, load, seeds[k : k + size]) for k in range(0, len(seeds), size)]
     return pieces
 

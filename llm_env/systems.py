@@ -366,6 +366,10 @@ class Systems:
         """System e as views on its arrays."""
         return single(self._parts[self.scenario_index[e]].states, self._rows[e])
 
+    def action(self, e: int) -> tuple[np.ndarray, np.ndarray]:
+        """What system e was last told to do, as `llm_env.actions.to_decision` takes it: integers and floats."""
+        return self._exchange.integers[e], self._exchange.floats[e]
+
     def scenario(self, e: int) -> Scenario:
         """That of the present episode of system e; what of it varies is drawn."""
         return self._parts[self.scenario_index[e]].scenarios[self._rows[e]]

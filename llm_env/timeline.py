@@ -136,6 +136,7 @@ def _first_seconds(recording: Recording, until_s: float) -> Recording:
         batches[:num_batches],
         recording.entries[: np.searchsorted(recording.entries["batch"], num_batches)],
         samples[samples["time_s"] <= until_s],
+        recording.choices[recording.choices["time_s"] <= until_s],
         requests[requests["arrival_s"] <= until_s],
         until_s,
     )

@@ -329,17 +329,13 @@ def test_a_system_that_is_done_stays_as_it_is(agent):
 def test_a_masked_agent_is_given_its_masks(agent):
     seen = []
 
-    class Spy:
-        action, masked = "multidiscrete", True
-
-        def memory(self, num_systems):
-            return None
-
-        def act(self, observations, deterministic, rng, masks, memory):
+    class Spy(NumpyAgent):
+        def act(self, observations, deterministic=True, rng=None, masks=None, memory=None):
             seen.append(masks)
             return np.tile([4, 2, 2, 1], (len(observations), 1))
 
-    run_agent(Spy(), SHORT, (1, 2))
+    spy = Spy(action="multidiscrete", activation="tanh", policy=agent.policy, masked=True)
+    run_agent(spy, SHORT, (1, 2))
     assert all(masks.shape == (2, sum(NVEC)) for masks in seen)
 
 

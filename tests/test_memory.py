@@ -333,8 +333,12 @@ def test_a_single_environment_is_another_world_than_the_batched_run(agent):
         return np.array(actions), info
 
     taken = []
-    spy = SimpleNamespace(action=agent.action, masked=False, memory=agent.memory)
-    spy.act = lambda *arguments: taken.append(agent.act(*arguments)) or taken[-1]
+
+    def deciding(systems, *arguments):
+        act = agent.deciding(systems, *arguments)
+        return lambda observations: taken.append(act(observations)) or taken[-1]
+
+    spy = SimpleNamespace(action=agent.action, deciding=deciding)
     summary = summarise(run_agent(spy, SHORT, (FIRST_VALIDATION_SEED,)).state(0), SHORT)
     actions, info = play(remembers=1)
     assert (np.concatenate(taken) == actions).all()

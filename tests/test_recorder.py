@@ -9,12 +9,18 @@ import pytest
 from golden_runs import SYSTEMS, policy_of, requests_of, scenario_of
 from toy import toy_requests, toy_scenario
 
+import agents
+from agents.run import run_agent
+from llm_env.actions import BUDGET_LEVELS, MIX_HALF, MOST_FLOATS, MULTIDISCRETE
+from llm_env.build import load, new_states, single
+from llm_env.choices import choice_of_action
 from llm_env.config import with_changes
 from llm_env.dtypes import FINISHED, FUTURE
 from llm_env.errors import UserError
-from llm_env.recorder import ENTRY, SAMPLE, Recording, record_run
+from llm_env.recorder import ENTRY, SAMPLE, Recording, record_agent, record_run
 from llm_env.rollout import rollout
-from llm_env.workload import blank_requests
+from llm_env.scenarios import load_scenario
+from llm_env.workload import blank_requests, draw_workload
 
 ROLES = {  # pools that change, by swapping
     "system.layout": "disaggregated",
@@ -54,6 +60,45 @@ def recorded(case, until_s=math.inf):
     recording = record_run(scenario, decide, requests, 3, until_s)
     assert requests.tobytes() == before, "the workload was changed"
     return recording, rollout(scenario, decide, requests, 3, record=True)
+
+
+def test_the_recorded_run_of_an_agent_is_another_than_that_of_a_study():
+    scenario = with_changes(load_scenario("chat-bursty"), {"episode.arrivals_s": 30.0, "episode.warmup_s": 0.0})
+    agent, seeds = agents.load("chat-bursty"), (11, 12, 13)
+    assert isinstance(agent, agents.NumpyAgent)
+    recording = record_agent(scenario, agent, lambda seed: draw_workload(scenario, seed), seeds)
+    state = run_agent(agent, scenario, seeds).state(0)
+    system = state.system[0]
+    requests = state.requests[: system["num_requests"]]
+    assert recording.requests.tobytes() == requests[np.argsort(requests["row"], kind="stable")].tobytes()
+    assert recording.batches.tobytes() == state.batch_log[: system["num_batches"]].tobytes()
+    held = np.bincount(recording.entries["batch"], weights=recording.entries["prefill"])
+    assert held.tolist() == recording.batches["prefill_tokens"].tolist()
+    assert len(recording.choices) == len(recording.samples) == system["epoch"]
+
+
+def test_choices_are_not_those_that_formed_the_batches():
+    recording, _ = recorded(("one worker", "sarathi", {}))
+    choices, batches = recording.choices, recording.batches
+    assert set(choices["token_budget"]) == {512}
+    began = np.isin(choices["time_s"], batches["start_s"])
+    assert choices["time_s"][began].tolist() == batches["start_s"].tolist()
+    assert (np.diff(choices["time_s"]) >= 0).all()
+    assert (choices["num_waiting"] == recording.samples["num_waiting"]).all()  # one queue: the View's and the system's
+    assert (choices["kv_used"] == recording.samples["kv_used"]).all()
+
+
+@pytest.mark.nojit
+def test_the_budget_of_an_action_is_not_the_one_that_it_means():
+    scenario = toy_scenario()
+    states = load(new_states(scenario, 1, 4, record=True), 0, toy_requests([(0.0, 100, 3)], scenario), 0)
+    state, floats = single(states), np.zeros(MOST_FLOATS)
+    budget = float(state.system[0]["slo_budget"])
+    for level, factor in enumerate(BUDGET_LEVELS):
+        made = choice_of_action(state, MULTIDISCRETE, np.array([level, MIX_HALF, 0, 0]), floats)
+        assert made["token_budget"][0] == max(1, int(budget * factor))
+        assert made["prefill_tokens"][0] == max(1, made["token_budget"][0] // 2)
+        assert made["chunk_tokens"][0] == 128
 
 
 def sums(recording, name=None):

@@ -139,6 +139,7 @@ def test_a_verdict_needs_an_interval_without_zero(interval, word):
 def test_a_difference_shows_on_which_side_of_its_interval_zero_lies():
     assert told_points(Interval(-0.0142, 0.0138)) == "−1.42 ±1.38"
     assert told_points(Interval(-0.042, 0.013)) == "−4.2 ±1.3"
+    assert told_points(Interval(0.011814, 0.011786)) == "+1.181 ±1.179"
     assert told_points(Interval(0.0, 0.0)) == "0.0 ±0.0"
 
 
@@ -318,7 +319,7 @@ def test_a_long_name_keeps_its_ends():
 def test_evaluate_leaves_a_report_of_the_same_bytes_on_a_rerun(tmp_path: Path):
     from llm_env.evaluation import main
 
-    arguments = ["--scenario", "chat", "--baselines", "sarathi:slo", "moore-hodgson", "--seeds", "2"]
+    arguments = ["--scenario", "chat", "--agents", "chat-bursty", "--baselines", "sarathi:slo", "--seeds", "2"]
     arguments += ["--change", "episode.arrivals_s=20", "--processes", "1", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     first = (tmp_path / "out" / "report.html").read_bytes()

@@ -13,10 +13,10 @@ from browser import CHROMIUM, Browser
 
 from llm_env.aggregate import aggregate
 from llm_env.config import scenario_from_dict
-from llm_env.report import player
+from llm_env.report import player, recorded
 from llm_env.report.page import report
 from llm_env.report.story import Cast, cast_of, headline_load
-from llm_env.study import CellResult, Study, baseline_contender, run_study, sort_cells
+from llm_env.study import CellResult, Study, agent_contender, baseline_contender, run_study, sort_cells
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
 SCENARIO = scenario_from_dict(
@@ -28,12 +28,14 @@ SCENARIO = scenario_from_dict(
     }
 )
 NAMES = ("sarathi:slo", "moore-hodgson", "vllm-v1")
+AGENT = "chat-bursty"
 Made = tuple[Study, list[CellResult], Cast]
 
 
 @pytest.fixture(scope="module")
 def made() -> Made:
-    study = Study(SCENARIO, tuple(map(baseline_contender, NAMES)), (0.9,), (2_000_000, 2_000_001))
+    names = (*map(baseline_contender, NAMES), agent_contender(AGENT, set()))
+    study = Study(SCENARIO, names, (0.9,), (2_000_000, 2_000_001))
     cells = sort_cells(study, [cell for _, _, new in run_study(study, 1) for cell in new])
     return study, cells, cast_of(study, aggregate(study, cells), headline_load(study))
 
@@ -47,7 +49,7 @@ def page(made: Made) -> str:
 @pytest.fixture(scope="module")
 def excerpt(made: Made) -> player.Excerpt:
     study, _, cast = made
-    found = player.excerpt(study, cast)
+    found = player.excerpt(recorded.recorded(study, cast))
     assert found is not None
     return found
 
@@ -63,6 +65,16 @@ def test_the_replayed_runs_are_those_of_the_study(made, excerpt):
         seen = {(a, f) for a, f in zip(data["arrival"], run["first"], strict=True) if f is not None}
         assert len(seen) > 10
         assert seen <= set(zip(arrivals, first, strict=True))
+
+
+def test_the_best_agent_stands_beside_the_best_baseline(made, excerpt):
+    _, _, cast = made
+    assert excerpt.names[:2] == (f"agent:{AGENT}", cast.baselines[0])
+    assert len(excerpt.names) == recorded.MOST_RUNS
+
+
+def test_one_of_the_runs_is_what_many_use(made, excerpt):
+    assert {"sarathi:slo", "vllm-v1"} & set(excerpt.names[1:])
 
 
 def test_what_the_batches_hold_adds_up_to_their_tokens(excerpt):
@@ -120,7 +132,7 @@ def test_data_cannot_end_the_element_they_stand_in():
 def test_users_who_wait_for_their_answers_are_not_replayed(made):
     study, _, cast = made
     scenario = scenario_from_dict({"workload": {"arrivals": {"kind": "closed-loop", "users": 4}}})
-    assert player.excerpt(replace(study, scenario=scenario, loads=()), replace(cast, load=None)) is None
+    assert recorded.recorded(replace(study, scenario=scenario, loads=()), replace(cast, load=None)) == []
 
 
 def test_a_part_of_a_trace_is_replayed_though_its_rows_do_not_begin_at_0(tmp_path, made):
@@ -128,7 +140,7 @@ def test_a_part_of_a_trace_is_replayed_though_its_rows_do_not_begin_at_0(tmp_pat
     lines = (f"{0.1 * k:.1f},{100 + k % 90},{2 + k % 5}\n" for k in range(600))
     path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(lines))
     study = replace(made[0], trace=str(path), trace_part=(0.5, 1.0), loads=())
-    found = player.excerpt(study, replace(made[2], load=None))
+    found = player.excerpt(recorded.recorded(study, replace(made[2], load=None)))
     assert found is not None
     assert len(found.data["prompt"]) == 300
     for run in found.data["runs"]:
@@ -136,7 +148,7 @@ def test_a_part_of_a_trace_is_replayed_though_its_rows_do_not_begin_at_0(tmp_pat
 
 
 def test_a_report_without_a_player_allows_no_script(made, monkeypatch):
-    monkeypatch.setattr(player, "_MAX_WORKLOAD", 0)
+    monkeypatch.setattr(recorded, "_MAX_WORKLOAD", 0)
     study, cells, _ = made
     text = report(study, aggregate(study, cells), cells, {"git_commit": None, "versions": {}}, ["python"])
     assert "script-src 'none'" in text
@@ -215,6 +227,22 @@ def test_the_keyboard_plays_pauses_and_steps(browser, path, still):
     assert browser.run(playing) == "false"
     assert browser.run(TIME) > stepped
     browser.key("ArrowLeft", "ArrowLeft", 37)
+    assert browser.problems() == []
+
+
+@in_browser
+def test_another_run_can_be_chosen_for_a_side(browser, path):
+    browser.open(path, 1440)
+    assert browser.run("document.querySelector('.stage select').selectedOptions[0].text") == f"agent:{AGENT}"
+    before = browser.run(PIXELS)
+    browser.run(
+        "(() => { const s = document.querySelectorAll('.stage select')[1]; s.value = '2';"
+        " s.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    )
+    name = browser.run("document.querySelectorAll('.stage select')[1].selectedOptions[0].text")
+    assert name in browser.run("document.querySelectorAll('canvas')[1].getAttribute('aria-label')")
+    assert f"{name}: " in browser.run("document.querySelector('.said').textContent")
+    assert browser.run(PIXELS) != before
     assert browser.problems() == []
 
 

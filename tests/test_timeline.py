@@ -72,6 +72,8 @@ def check_events(events):
         assert event["ts"] >= 0
         assert type(event.get("dur", 0)) is int
         assert event.get("dur", 0) >= 0
+        assert max(event["ts"], event.get("dur", 0)) < 1 << 53  # whole in a double, which is what viewers read
+        assert event["pid"] > 0  # thread 0 of process 0 is the idle task to a viewer
         assert isinstance(event["name"], str)
         assert isinstance(event.get("id", ""), str)
         if event["ph"] == "C":
@@ -80,6 +82,15 @@ def check_events(events):
             assert event["s"] in ("t", "p", "g")
     ts = [event["ts"] for event in events]
     assert ts == sorted(ts), "events are not in order of time"
+    assert all(e["dur"] > 0 and e["tid"] > 0 for e in events if e["ph"] == "X"), "a slice that nobody sees"
+    series, places = defaultdict(set), defaultdict(set)
+    for event in events:
+        if event["ph"] == "C":
+            series[event["pid"], event["name"]].add(tuple(event["args"]))
+        elif event["ph"] in "be":
+            places[event["cat"], event["id"]].add((event["pid"], event.get("scope")))
+    assert all(len(names) == 1 for names in series.values()), "a counter changes its series"
+    assert all(len(where) == 1 for where in places.values()), "a span's id means two things"
     open_slices, open_spans = defaultdict(list), defaultdict(list)
     for event in events:
         if event["ph"] == "X":

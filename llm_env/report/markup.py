@@ -141,6 +141,14 @@ class Panel:
         said = f"<title>{escaped(title)}</title>" if title else ""
         self.parts.append(f'<circle cx="{at(x)}" cy="{at(y)}" r="{at(radius)}" class="dot {kind}">{said}</circle>')
 
+    def cell(self, x: float, y: float, wide: float, high: float, kind: str, strength: float, title: str) -> None:
+        """A rectangle of a map on a faint ground; strength: of its colour, from 0 to 1."""
+        place = f'x="{at(x)}" y="{at(y)}" width="{at(wide)}" height="{at(high)}"'
+        self.parts.append(
+            f'<rect {place} class="ground"/><rect {place} class="cell {kind}" fill-opacity="{strength:.2f}">'
+            f"<title>{escaped(title)}</title></rect>"
+        )
+
     def y_axis(self, axis: Axis, ticks: Sequence[float], words: Callable[[float], str], label: str) -> None:
         """Grid lines with their values; the label stands above the axis, level, where it is easily read."""
         for tick in ticks:

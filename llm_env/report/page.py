@@ -5,16 +5,16 @@ The same study gives the same text: no clock, no paths of the machine, no random
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from llm_env.aggregate import Row
-from llm_env.report import figures, player
+from llm_env.report import decisions, figures, player
+from llm_env.report.curves import learning_curves
+from llm_env.report.document import document
 from llm_env.report.markup import escaped, number, plus_minus
+from llm_env.report.recorded import recorded
 from llm_env.report.runs import over_time
 from llm_env.report.settings_text import promise, what_was_run
 from llm_env.report.story import (
@@ -48,7 +48,8 @@ def report(
     cast = cast_of(study, rows, headline_load(study))
     told = headline(study, rows, cells, cast)
     where = study.scenario.name if study.trace is None else "a trace"
-    shown = player.excerpt(study, cast)
+    runs = recorded(study, cast)
+    shown = player.excerpt(runs) if len(runs) > 1 else None
     sections = [
         ("table", "All contenders", _tables(study, rows, cells, cast)),
         ("load", "As load grows", _grid(figures.against_load(study, rows, cells, cast), _BANDS)),
@@ -59,8 +60,10 @@ def report(
             _grid(figures.forest(study, rows, cells, cast), _forest_note(cast)),
         ),
         ("prompts", "Short and long prompts", _grid(figures.by_prompt_length(study, cells, cast), _prompts_note(cast))),
+        ("decisions", "What is decided when", _decisions(cast, runs)),
         ("time", "One run over time", _runs(study, cells, cast)),
-        ("player", "Batch by batch", player.markup(shown, cast) if shown else ""),
+        ("player", "Batch by batch", player.markup(shown, _of_first_run(shown.names, cast)) if shown else ""),
+        ("learning", "How the agents learned", _grid(learning_curves(study, cast), _LEARNED)),
         ("run", "What was run", what_was_run(study, results, command)),
     ]
     sections = [section for section in sections if section[2]]
@@ -76,35 +79,7 @@ def report(
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>{body}</main>'
         "<footer><p>Made by llm-env from simulated runs. This file is whole: it loads nothing.</p></footer>"
     )
-    return _page(f"{told.subject} on {where}", main, [_asset("player.js")] if shown else [])
-
-
-def _page(title: str, body: str, scripts: Sequence[str]) -> str:
-    """The document, whose policy allows the style and scripts that are in it and nothing else."""
-    style = _asset("style.css")
-    allowed = " ".join(_source_hash(script) for script in scripts) or "'none'"
-    policy = (
-        f"default-src 'none'; style-src {_source_hash(style)}; script-src {allowed}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n"
-        + "".join(f"<script>{script}</script>\n" for script in scripts)
-        + "</body>\n</html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return (files("llm_env.report") / name).read_text(encoding="utf-8").replace("\r\n", "\n")
-
-
-def _source_hash(text: str) -> str:
-    """How a Content-Security-Policy names a text between tags."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return document(f"{told.subject} on {where}", main, ["player.js"] if shown else [])
 
 
 # ---- headline ------------------------------------------------------------------------------------------------------
@@ -119,7 +94,7 @@ def _beside(study: Study, rows: Sequence[Row], cast: Cast, others: Sequence[str]
     elif len(cast.baselines) > 1:
         notes.append("The best baseline was chosen on these same workloads, which flatters it.")
     if any(r.unstable for r in rows if r.load == cast.load):
-        notes.append("† marks whose backlog grew all through the run: their times depend on how long it was.")
+        notes.append("† marks those whose backlog grew all through the run: their times depend on how long it was.")
     paragraphs = "".join(f"<p>{escaped(note)}</p>" for note in notes)
     shown = plus_minus(100 * row.headline.mean, 100 * row.headline.half_width)
     figure = (
@@ -220,6 +195,12 @@ _BANDS = (
 )
 
 
+_LEARNED = (
+    "On validation workloads, which are not those of this report. The coloured line is the training that the agent is"
+    " of, grey ones are trainings with other seeds; level lines are what others reach on the validation workloads."
+)
+
+
 def _tails_note(cast: Cast) -> str:
     return (
         f"Read a curve where it meets the target: that share came too late{at_load(cast.load)}."
@@ -243,6 +224,21 @@ def _prompts_note(cast: Cast) -> str:
     )
 
 
+def _decisions(cast: Cast, runs: Sequence[player.Run]) -> str:
+    shown = decisions.maps(runs)
+    note = (
+        f"Decisions of the first run{at_load(cast.load)}, by how many requests waited when they were made."
+        " 1× is the largest batch that keeps the TBT target; a budget below it leaves room, one above it breaks the"
+        f" target if it is used. Cells with fewer than {decisions.FEWEST} decisions are blank."
+    )
+    return _columns(note, [(run.name, panels) for run, panels in shown], cast) if shown else ""
+
+
+def _of_first_run(names: Sequence[str], cast: Cast) -> str:
+    who = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"The same requests under {who}{at_load(cast.load)}, first run,"
+
+
 def _runs(study: Study, cells: Sequence[CellResult], cast: Cast) -> str:
     shown = over_time(study, cells, cast)
     if not shown:
@@ -250,6 +246,11 @@ def _runs(study: Study, cells: Sequence[CellResult], cast: Cast) -> str:
     seed = "" if study.trace is not None else f" (seed {study.seeds[0]})"
     names = " and ".join(name for name, _ in shown)
     note = f"The same requests under {names}{at_load(cast.load)}{seed}, on the same axes."
+    return _columns(note, shown, cast)
+
+
+def _columns(note: str, shown: Sequence[tuple[str, Sequence[str]]], cast: Cast) -> str:
+    """A column of panels for each contender. Args: shown: names and their panels."""
     columns = "".join(
         f'<div class="column"><h3 class="{cast.tone(name)}">{escaped(name)}</h3>'
         + "".join(f"<figure>{panel}</figure>" for panel in panels)

@@ -3,11 +3,11 @@
   const root = document.getElementById("replay");
   const data = JSON.parse(document.getElementById("replay-data").textContent);
   const range = root.querySelector("input"), output = root.querySelector("output"), said = root.querySelector(".said");
-  const playButton = root.querySelector('[data-do="play"]'), select = root.querySelector("select");
+  const playButton = root.querySelector('[data-do="play"]'), speed = root.querySelector('[data-do="speed"]');
   const still = matchMedia("(prefers-reduced-motion: reduce)");
-  const stages = [...root.querySelectorAll(".stage")];
+  const stages = [...root.querySelectorAll(".stage")], chosen = stages.map((_, k) => k); // which run each stage shows
   const count = data.arrival.length;
-  let now = 0, playing = false, last = 0, drawn = 0, palette = {};
+  let now = 0, playing = false, last = 0, drawn = 0, tallest = 0, top = 0, palette = {};
 
   // ---- data: for each run, what each batch holds -----------------------------------------------------------------
   for (const run of data.runs) {
@@ -26,10 +26,7 @@
       for (const k of turns[run.batches[from][2]]) if (k >= from && k <= to) run.decoded[k].push(request);
     run.top = Math.max(data.budget, ...run.batches.map((batch) => batch[3]));
   }
-  const tallest = Math.max(...data.runs.map((run) => run.top));
-  const top = data.workers > 1 ? Math.min(tallest, 3 * data.budget) : tallest; // rows of many workers are low
-  const edges = [...new Set(data.runs.flatMap((run) => run.batches.map((batch) => batch[0])))]
-    .filter((t) => t >= 0 && t <= data.length).sort((a, b) => a - b);
+  const edges = data.runs.map((run) => run.batches.map((batch) => batch[0]).filter((t) => t >= 0 && t <= data.length));
 
   // ---- what is where at a time -----------------------------------------------------------------------------------
   const came = (moment, time) => moment !== null && moment <= time;
@@ -75,9 +72,9 @@
   const HEIGHT = 388, STRIP = 84, SPAN = 4000;
   function draw(stage, run) {
     const canvas = stage.querySelector("canvas"), width = canvas.clientWidth, ratio = window.devicePixelRatio || 1;
-    if (!width) return;
-    if (canvas.width !== Math.round(width * ratio)) { canvas.width = Math.round(width * ratio); canvas.height = HEIGHT * ratio; }
     const g = canvas.getContext("2d"), at = look(run, now);
+    if (!width) return at;
+    if (canvas.width !== Math.round(width * ratio)) { canvas.width = Math.round(width * ratio); canvas.height = HEIGHT * ratio; }
     g.setTransform(ratio, 0, 0, ratio, 0, 0);
     g.clearRect(0, 0, width, HEIGHT);
     g.font = "13px system-ui, sans-serif";
@@ -91,7 +88,7 @@
     squares(g, at.decode, 0, 310, width, 34, false);
     gauge(g, at.kv, width);
     const kept = `${at.kept} of ${at.finished} finished within their promise`;
-    stage.querySelector(".stats").textContent = `${kept} · ${at.late} first tokens late · ${at.gaps} with a late gap`;
+    stage.querySelector(".stats").textContent = `${kept} · ${at.late} first token${at.late === 1 ? "" : "s"} late · ${at.gaps} with a late gap`;
     return at;
   }
   function words(g, text, x, y, colour, align = "left") { g.fillStyle = colour; g.textAlign = align; g.fillText(text, x, y); }
@@ -178,19 +175,21 @@
 
   // ---- time ------------------------------------------------------------------------------------------------------
   function show(tell) {
-    const found = stages.map((stage, k) => draw(stage, data.runs[k]));
+    tallest = Math.max(...chosen.map((k) => data.runs[k].top));
+    top = Math.min(tallest, 3 * data.budget);
+    const found = stages.map((stage, k) => draw(stage, data.runs[chosen[k]]));
     range.value = String(Math.round(now));
     const seconds = (now / 1000).toFixed(1);
     output.textContent = `${seconds} s`;
     range.setAttribute("aria-valuetext", `${seconds} seconds`);
-    if (tell) said.textContent = `${seconds} s. ` + found.map((at, k) => at && `${data.runs[k].name}: ${at.waiting.length} waiting,` +
-      ` ${at.prefill.length} in prefill, ${at.decode.length} decoding${at.kv === null ? "" : `, KV memory ${at.kv} % full`}.`).filter(Boolean).join(" ");
+    if (tell) said.textContent = `${seconds} s. ` + found.map((at, k) => `${data.runs[chosen[k]].name}: ${at.waiting.length} waiting,` +
+      ` ${at.prefill.length} in prefill, ${at.decode.length} decoding${at.kv === null ? "" : `, KV memory ${at.kv} % full`}.`).join(" ");
   }
   function go(time, tell = true) { now = Math.min(data.length, Math.max(0, time)); show(tell); }
   function step(by) {
     play(false);
-    const next = by > 0 ? edges.find((t) => t > now + .5) : edges.findLast((t) => t < now - .5);
-    go(next ?? (by > 0 ? data.length : 0));
+    const seen = chosen.flatMap((k) => edges[k]);
+    go(by > 0 ? Math.min(...seen.filter((t) => t > now + .5)) : Math.max(...seen.filter((t) => t < now - .5)));
   }
   function play(on) {
     if (on && now >= data.length) now = 0;
@@ -201,7 +200,7 @@
   }
   function frame(time) {
     if (!playing) return;
-    if (last) now = Math.min(data.length, now + Math.min(100, time - last) * Number(select.value));
+    if (last) now = Math.min(data.length, now + Math.min(100, time - last) * Number(speed.value));
     last = time;
     if (!still.matches || time - drawn > 500) { drawn = time; show(false); } // reduced motion: two pictures a second
     if (now >= data.length) play(false); else requestAnimationFrame(frame);
@@ -211,8 +210,14 @@
     if (what === "play") play(!playing); else if (what === "next") step(1); else if (what === "back") step(-1);
   });
   range.addEventListener("input", () => { playing && play(false); go(Number(range.value)); });
+  stages.forEach((stage, k) => stage.querySelector("select")?.addEventListener("change", (event) => {
+    const run = data.runs[(chosen[k] = Number(event.target.value))];
+    stage.querySelector("figcaption").className = run.tone;
+    stage.querySelector("canvas").setAttribute("aria-label", `What happens under ${run.name}; told in the text below`);
+    show(!playing);
+  }));
   root.addEventListener("keydown", (event) => {
-    if (event.target === select || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === " " && event.target.tagName !== "BUTTON") play(!playing);
     else if (event.key === "ArrowRight") step(1);
     else if (event.key === "ArrowLeft") step(-1);
@@ -223,5 +228,5 @@
   new ResizeObserver(() => show(false)).observe(root);
   document.addEventListener("visibilitychange", () => { if (document.hidden && playing) play(false); });
   colours();
-  go(0);
+  go(Math.min(15000, data.length / 4)); // of what came before nothing is drawn
 })();

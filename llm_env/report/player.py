@@ -1,40 +1,51 @@
-"""The player: two baselines on the same requests, batch by batch, as data for the script of the page.
+"""The player: runs of the same requests beside each other, batch by batch, as data for the script of the page.
 
-The runs are made again by the recorder, for the first seed; they are those of the study, bit for bit. Agents decide
-outside of the kernel and looking ahead branches it, so neither can be recorded, and neither is shown.
+It knows recordings and nothing of studies.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import baselines
 from llm_env.build import system_record
-from llm_env.config import Scenario, with_changes
+from llm_env.config import Scenario
 from llm_env.dtypes import LATE_TOLERANCE_S
-from llm_env.errors import UserError
 from llm_env.metrics import slo_marks
-from llm_env.recorder import Recording, record_run
+from llm_env.recorder import Recording
 from llm_env.report.markup import escaped
-from llm_env.report.story import FAMILIAR, Cast, at_load
-from llm_env.study import Contender, Study, at_this_load
-from llm_env.workload import concrete, draw_workload, is_closed
 
 LENGTH_S = 60.0  # of the excerpt, at most
 MAX_REQUESTS = 400  # in it
 LATEST_S = 300.0  # it ends by then: a run is recorded from its start
-_MAX_WORKLOAD = 200_000  # requests; more take long to load twice
+STAGES = 2  # runs that are seen at a time
 _NEVER = -1
 
 
-class Excerpt(NamedTuple):
-    """What is shown: two runs of the same requests between two times.
+class Run(NamedTuple):
+    """A recorded run.
 
     Attributes:
-        names: of the contenders.
+        name: whose.
+        tone: CSS class of its colour.
+        scenario: what it ran in.
+        recording: what happened.
+    """
+
+    name: str
+    tone: str
+    scenario: Scenario
+    recording: Recording
+
+
+class Excerpt(NamedTuple):
+    """What is shown: runs of the same requests between two times.
+
+    Attributes:
+        names: of the runs.
         data: for the script; times are whole milliseconds from the start of the excerpt.
     """
 
@@ -42,59 +53,32 @@ class Excerpt(NamedTuple):
     data: dict[str, Any]
 
 
-def players(study: Study, cast: Cast) -> list[Contender]:
-    """The best baseline that can be recorded, and what many run, or else the next best."""
-    found = {c.label: c for c in study.contenders if c.policy and not c.ahead}
-    names = [name for name in cast.baselines if name in found]
-    if len(names) < 2:
-        return []
-    other = next((name for name in FAMILIAR if name in names[1:]), names[1])
-    return [found[names[0]], found[other]]
-
-
-def excerpt(study: Study, cast: Cast) -> Excerpt | None:
-    """The excerpt; None where nothing can be recorded."""
-    contenders = players(study, cast)
-    if not contenders or is_closed(study.scenario):
-        return None
-    seed = study.seeds[0]
-    base, trace = at_this_load(study, cast.load)
-    scenarios = [concrete(_with_router(base, contender), seed) for contender in contenders]
-    requests = draw_workload(base, seed) if trace is None else trace
-    if not 0 < len(requests) <= _MAX_WORKLOAD:
-        return None
-    start_s, end_s = window(requests["arrival_s"])
-    try:
-        runs = [
-            _by_place(
-                record_run(scenario, baselines.make_policy(c.policy, **dict(c.parameters)), requests, seed, end_s)
-            )
-            for scenario, c in zip(scenarios, contenders, strict=True)
-        ]
-    except UserError:  # a system that the recorder cannot tell apart
-        return None
-    rows = _present(runs, start_s, end_s)
+def excerpt(runs: Sequence[Run]) -> Excerpt | None:
+    """The busiest stretch of runs of one workload; None where there is no request in it."""
+    start_s, end_s = window(runs[0].recording.requests["arrival_s"])
+    recordings = [_by_place(run.recording) for run in runs]
+    rows = _present(recordings, start_s, end_s)
     while len(rows) > MAX_REQUESTS:
         end_s = start_s + 0.8 * (end_s - start_s)
-        rows = _present(runs, start_s, end_s)
+        rows = _present(recordings, start_s, end_s)
     if len(rows) == 0:
         return None
-    by_row = runs[0].requests
-    slo_budget = float(system_record(scenarios[0])[0]["slo_budget"])
+    by_row = recordings[0].requests
+    slo_budget = float(system_record(runs[0].scenario)[0]["slo_budget"])
     data = {
         "length": round(1e3 * (end_s - start_s)),
         "start": round(start_s, 3),
         "budget": round(slo_budget),
-        "workers": scenarios[0].system.workers,
+        "workers": runs[0].scenario.system.workers,
         "arrival": _ms(by_row["arrival_s"][rows], start_s),
         "prompt": by_row["prompt_tokens"][rows].tolist(),
         "ttft": np.rint(1e3 * by_row["ttft_target_s"][rows]).astype(int).tolist(),
         "runs": [
-            {"name": c.label, "tone": cast.tone(c.label), **_run(run, rows, start_s, end_s, scenario)}
-            for c, run, scenario in zip(contenders, runs, scenarios, strict=True)
+            {"name": run.name, "tone": run.tone, **_run(recording, rows, start_s, end_s, run.scenario)}
+            for run, recording in zip(runs, recordings, strict=True)
         ],
     }
-    return Excerpt(tuple(c.label for c in contenders), data)
+    return Excerpt(tuple(run.name for run in runs), data)
 
 
 def _by_place(run: Recording) -> Recording:
@@ -102,14 +86,6 @@ def _by_place(run: Recording) -> Recording:
     entries = run.entries.copy()
     entries["row"] = np.searchsorted(run.requests["row"], entries["row"])
     return run._replace(entries=entries)
-
-
-def _with_router(scenario: Scenario, contender: Contender) -> Scenario:
-    if contender.router:
-        scenario = with_changes(scenario, {"system.router": contender.router})
-    if contender.weights is not None:
-        scenario = with_changes(scenario, {"system.routing": dict(contender.weights)})
-    return scenario
 
 
 def window(arrival_s: np.ndarray) -> tuple[float, float]:
@@ -169,7 +145,8 @@ def _run(run: Any, rows: np.ndarray, start_s: float, end_s: float, scenario: Sce
     decode = entries[inside & (entries["decode"] > 0)]
     early = entries[(log["end_s"][entries["batch"]] <= start_s) & (index[entries["row"]] >= 0)]
     before = np.bincount(index[early["row"]], weights=early["prefill"], minlength=len(rows)).astype(int)
-    samples = run.samples[(run.samples["time_s"] >= start_s) & (run.samples["time_s"] <= end_s)]
+    first, last = np.searchsorted(run.samples["time_s"], (start_s, end_s), side="right")
+    samples = run.samples[max(0, first - 1) : last]  # with the one that still holds at the start
     return {
         "batches": batches.astype(int).tolist(),
         "chunks": np.column_stack([place[chunk["batch"]], index[chunk["row"]], chunk["prefill"]]).tolist(),
@@ -224,8 +201,8 @@ def as_json(data: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def markup(shown: Excerpt, cast: Cast) -> str:
-    """The player's HTML; the script fills it."""
+def markup(shown: Excerpt, about: str) -> str:
+    """The player's HTML; the script fills it. Args: about: what is shown, a sentence or two before the excerpt's."""
     data = shown.data
     finished = [
         f"{run['name']}: {sum(t is not None for t in run['finish'])} of {len(run['finish'])} requests finish, "
@@ -233,11 +210,7 @@ def markup(shown: Excerpt, cast: Cast) -> str:
         for run in data["runs"]
     ]
     begin, end = data["start"], data["start"] + data["length"] / 1e3
-    who = " Agents cannot be recorded; the best baseline stands first." if cast.agents else ""
-    about = (
-        f"The same requests under {shown.names[0]} and {shown.names[1]}{at_load(cast.load)}, {begin:g} to"
-        f" {end:g} s of the first run: the busiest stretch.{who} Space plays and pauses, arrow keys go batch by batch."
-    )
+    told = f"{about} {begin:g} to {end:g} s: the busiest stretch. Space plays and pauses, arrow keys go batch by batch."
     buttons = (
         '<button type="button" data-do="back" aria-label="One batch back">◂</button>'
         '<button type="button" data-do="play" aria-pressed="false">Play</button>'
@@ -247,20 +220,31 @@ def markup(shown: Excerpt, cast: Cast) -> str:
         f'<option value="{speed}"{" selected" if speed == 1 else ""}>{speed:g} ×</option>'
         for speed in (0.1, 0.25, 1, 4, 16)
     )
-    stages = "".join(
-        f'<figure class="stage"><figcaption class="{run["tone"]}">{escaped(run["name"])}</figcaption>'
-        f'<canvas role="img" aria-label="What happens under {escaped(run["name"])}; told in the text below"></canvas>'
-        '<p class="stats"></p></figure>'
-        for run in data["runs"]
-    )
+    stages = "".join(_stage(data["runs"], k) for k in range(min(STAGES, len(data["runs"]))))
     return (
-        f'<p class="note">{escaped(about)}</p><div class="player" id="replay" tabindex="-1">'
+        f'<p class="note">{escaped(told)}</p><div class="player" id="replay" tabindex="-1">'
         f'<div class="controls">{buttons}<label>Speed <select data-do="speed">{speeds}</select></label>'
         f'<input type="range" min="0" max="{data["length"]}" step="10" value="0" aria-label="Time in the excerpt">'
         f'<output>0.0 s</output></div><p class="legend">{_LEGEND}</p><div class="grid">{stages}</div>'
         '<p class="said" role="status" aria-live="polite"></p></div>'
         f'<p class="note">{escaped("; ".join(finished))}.</p>'
         f'<script type="application/json" id="replay-data">{as_json(data)}</script>'
+    )
+
+
+def _stage(runs: Sequence[dict[str, Any]], k: int) -> str:
+    """Where one run is seen; of more runs than stages one is chosen."""
+    name = escaped(runs[k]["name"])
+    if len(runs) > STAGES:
+        options = "".join(
+            f'<option value="{r}"{" selected" if r == k else ""}>{escaped(run["name"])}</option>'
+            for r, run in enumerate(runs)
+        )
+        name = f'<select data-do="run" aria-label="{"Left" if k == 0 else "Right"} run">{options}</select>'
+    said = f"What happens under {escaped(runs[k]['name'])}; told in the text below"
+    return (
+        f'<figure class="stage"><figcaption class="{runs[k]["tone"]}">{name}</figcaption>'
+        f'<canvas role="img" aria-label="{said}"></canvas><p class="stats"></p></figure>'
     )
 
 

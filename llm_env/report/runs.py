@@ -14,6 +14,7 @@ from llm_env.study import CellResult, Study
 from llm_env.workload import concrete
 
 _BINS = 150
+_MOST_OF = 0.98  # of the stretches fit the axis of prefill tokens
 
 
 def over_time(study: Study, cells: Sequence[CellResult], cast: Cast) -> list[tuple[str, list[str]]]:
@@ -31,7 +32,8 @@ def over_time(study: Study, cells: Sequence[CellResult], cast: Cast) -> list[tup
     blocks = float(system["kv_blocks"]) if system["kv_limited"] else 0.0
     binned = [_binned(c.batches, end_s, blocks) for c in shown]
     queue_top = max(float(b["waiting"].max()) for b in binned)
-    prefill_top, decode_top = (max(float(b[key].max()) for b in binned) for key in ("prefill", "decode"))
+    decode_top = max(float(b["decode"].max()) for b in binned)
+    prefill_top = max(float(np.quantile(b["prefill"], _MOST_OF)) for b in binned)  # a few may be many times the rest
     found = []
     for cell, means in zip(shown, binned, strict=True):
         tone = cast.tone(cell.contender)
@@ -97,6 +99,8 @@ def _tokens(cell: CellResult, means: dict[str, np.ndarray], key: str, label: str
     x, y = Axis(0, end_s, panel.x0, panel.x1), Axis(0, ticks[-1], panel.y0, panel.y1)
     panel.y_axis(y, ticks, lambda v: f"{v:g}", label)
     panel.x_axis(x, _times(end_s), lambda v: f"{v:g}", "time, seconds")
+    if (most := float(means[key].max())) > ticks[-1]:
+        panel.text(panel.x0 + 4, panel.y1 + 4, f"cut: up to {most:,.0f}", "tick")
     edges = x.all(np.arange(_BINS + 1) * end_s / _BINS)
     xs = [v for a, b in pairwise(edges) for v in (a, b)]
     panel.area(xs, [panel.y0] * len(xs), [y(float(v)) for v in means[key] for _ in range(2)], key)

@@ -119,7 +119,7 @@ def difference(
 def told_points(difference: Interval) -> str:
     """A difference in points with its half-width: as many digits as show on which side of the interval 0 lies."""
     mean, half = 100 * difference.mean, 100 * difference.half_width
-    digits = 2 if mean != 0 and round(abs(mean), 1) == round(half, 1) else 1
+    digits = next((n for n in (1, 2, 3) if round(abs(mean), n) != round(half, n)), 1)
     return plus_minus(mean, half, digits, sign=True)
 
 
