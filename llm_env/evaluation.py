@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -142,6 +142,9 @@ class Arguments:
     json: bool = False
     """Print results.json in place of the tables."""
 
+    engine: Literal["local"] = "local"
+    """Who runs the cells. local: processes of this machine."""
+
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Parallel processes. The results do not depend on it."""
 
@@ -243,7 +246,7 @@ def _say_where(console: Console, arguments: Arguments, cells: int, known: int, s
     console.print(told, highlight=False, soft_wrap=True)
 
 
-NO_RESULTS = ("processes", "fresh", "json", "usage")  # arguments on which no result depends
+NO_RESULTS = ("engine", "processes", "fresh", "json", "usage")  # arguments on which no result depends
 
 
 def asdict_of(arguments: Arguments) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_same_seeds_give_the_same_bytes_with_one_process_and_with_two(short, tmp
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)  # the name of --out is in the results
         arguments = ["--scenario", short, "--baselines", "sarathi", "random", "--seeds", "4", "--loads", "0.5", "1.0"]
-        assert main([*arguments, "--price", "2", "--processes", processes, "--out", "out"]) == 0
+        assert main([*arguments, "--price", "2", "--engine", "local", "--processes", processes, "--out", "out"]) == 0
         files = [path for path in Path("out").rglob("*") if path.is_file() and path.name != "times.json"]
         found.append({path: path.read_bytes() for path in files})
     assert Path("out/results.json") in found[0]
