@@ -207,12 +207,14 @@ def _evaluation_table(path: Path, label: str, results: dict[str, Any]) -> str:
 
 
 def _family_table(path: Path, label: str, results: list[dict[str, Any]]) -> str:
-    """The agent and the best others, with paired differences over workloads of the means over loads."""
+    """The agent and the best others that met the same workloads, with paired differences of the means over loads."""
     try:
-        scores = {each["label"]: (each["kind"], _scores(each["attainment"])) for each in results}
-        if label not in scores:
+        place = next(((each["first_seed"], each["seeds"]) for each in results if each["label"] == label), None)
+        if place is None:
             raise UserError(f"{path}: label: {label} did not take part")
-        (first, count), mine = {(each["first_seed"], each["seeds"]) for each in results}.pop(), scores.pop(label)[1]
+        met = [each for each in results if (each["first_seed"], each["seeds"]) == place]  # the same workloads
+        scores = {each["label"]: (each["kind"], _scores(each["attainment"])) for each in met}
+        (first, count), mine = place, scores.pop(label)[1]
         lines = [
             f"Family {path.name}, {count} workloads from seed {first:,} on, mean over loads; ± is half a 95 %"
             " interval.",

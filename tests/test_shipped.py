@@ -133,14 +133,15 @@ RULE = f"slo_attainment_{scenario_from_dict(TINY).slo.rule}"
 
 
 def test_a_card_pairs_results_of_a_family_by_workload(tmp_path):
-    def result(label, kind, attainment):
-        return {"label": label, "kind": kind, "attainment": attainment, "first_seed": 2_000_000, "seeds": 3}
+    def result(label, kind, attainment, seeds=3):
+        return {"label": label, "kind": kind, "attainment": attainment, "first_seed": 2_000_000, "seeds": seeds}
 
     folder = tmp_path / "roles"
     folder.mkdir()
     for k, each in enumerate(
         (
             result("agent:mine", "agent", [[[0.5, 0.6, 0.7], [0.7, 0.8, None]]]),
+            result("a planner", "clairvoyant", [[[0.9, 0.9], [0.9, 0.9]]], 2),  # on fewer of them
             result("sarathi", "literature", [[[0.4, 0.5, 0.6], [0.6, 0.7, 0.6]]]),
         )
     ):
@@ -148,6 +149,7 @@ def test_a_card_pairs_results_of_a_family_by_workload(tmp_path):
     table = results_table(folder, "mine")
     assert "| agent:mine | agent | 0.6667 | |" in table
     assert "| sarathi | literature | 0.5667 | +0.1000 ± 0.0000 |" in table
+    assert "planner" not in table
     assert table.startswith("Family roles, 3 workloads from seed 2,000,000 on")
 
 
