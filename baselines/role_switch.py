@@ -33,7 +33,7 @@ def make(
         decodes: requests that a busy worker is thought to decode at once.
         occupancy: 0 takes the decode work from what arrives, 1 from the requests that decode now, between them the
             mixture.
-        backlog_s: what waits is to be gone after so long.
+        backlog_s: prompts that wait are to be gone after so long.
         hysteresis: how much lower the load of the busier pool must become, as a share of it.
         dwell_s: least time between two changes of a worker.
         margin: factor on the time a prompt is thought to need; above 1 drops more.

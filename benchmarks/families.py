@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import baselines
+from agents.shipped import is_name, shipped_folder, shipped_names
 from benchmarks.family_page import PAGE, page
 from benchmarks.family_results import NUM_LENGTHS, RESULTS, Kind, Result, load, load_all, path_of, rounded, save
 from llm_env.bounds import reason_without_bound, slo_bound
@@ -219,14 +221,16 @@ def _agents(family: str, given: list[list[str]]) -> list[Rival]:
 
 def result_key(base: Study, rival: Rival) -> str:
     """A hash of all that decides a result but the code: scenario, workloads, parameters, and the agents' files."""
-    files = [
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for one in rival.trained
-        if one.agent
-        for path in sorted(Path(one.agent).glob("**/agent.*"))
-    ]
+    files = [digest for one in rival.trained if one.agent for digest in _file_hashes(one.agent)]
     what = [base.scenario.model_dump(mode="json", exclude_defaults=True), base.loads, base.seeds, rival.settings, files]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_hashes(agent: str) -> list[str]:
+    """Of an agent's files. Args: agent: a name of the package's, or a folder."""
+    shipped = is_name(agent) and agent in shipped_names()
+    with shipped_folder(agent) if shipped else nullcontext(Path(agent)) as folder:
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("**/agent.*"))]
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

@@ -214,7 +214,9 @@ def _sentences(tables: Sequence[FamilyTable]) -> str:
     if below:
         lines.append(f"Not clearly above, and worth a look: {'; '.join(below)}.")
     if headless:
-        lines.append(f"No headroom even to a planner that sees the future: {'; '.join(headless)}.")
+        lines.append(
+            f"A planner that sees the future, with its base and its changes, finds no headroom: {'; '.join(headless)}."
+        )
     for table in tables:
         if table.literature and table.reference:
             gap = table.versus(table.reference, table.literature)

@@ -62,8 +62,8 @@ def animate(scenario: Scenario, players: Mapping[str, Any], seed: int, requests:
         requests: (n,) REQUEST in place of those that the scenario draws.
 
     Raises:
-        UserError: none or more than MOST_RUNS players, a workload without requests, or a scenario that cannot be
-            recorded (`llm_env.recorder`).
+        UserError: none or more than MOST_RUNS players, one that is neither, a workload without requests, or a
+            scenario that cannot be recorded (`llm_env.recorder`).
     """
     if not 1 <= len(players) <= MOST_RUNS:
         raise UserError(f"players: expected 1 to {MOST_RUNS}, got {len(players)}")
@@ -73,8 +73,12 @@ def animate(scenario: Scenario, players: Mapping[str, Any], seed: int, requests:
         raise UserError("requests: there is none to be seen")
     runs = []
     for k, (name, player) in enumerate(players.items()):
-        if hasattr(player, "act"):
+        if hasattr(player, "deciding"):
             recording = record_agent(episode, player, lambda _: workload, [seed], LATEST_S)
+        elif not callable(player):
+            raise UserError(
+                f"players: {name}: expected a compiled policy or an agent that forms batches, got {player!r}"
+            )
         else:
             recording = record_run(episode, player, workload, seed, LATEST_S)
         runs.append(Run(name, _TONES[k] if k < len(_TONES) else "other", episode, recording))

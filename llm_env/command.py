@@ -34,8 +34,11 @@ class _Console(Console):
 
 
 def output_console() -> Console:
-    """Standard output for tables: at most WIDTH columns, plain text where it is no terminal."""
-    console = _Console(highlight=False)
+    """Standard output for tables: at most WIDTH columns, plain text where it is no terminal.
+
+    What is in brackets is printed as it is: names of folders may have them.
+    """
+    console = _Console(highlight=False, markup=False)
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     return console
 

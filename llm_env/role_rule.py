@@ -39,7 +39,7 @@ PARAMETERS = (  # their neutral values are the defaults of the baseline `role-sw
     Parameter("prefill_tokens", 64.0, 8192.0, 1024.0, "log", "most tokens in a batch of a worker that prefills"),
     Parameter("decodes", 4.0, 512.0, 96.0, "log", "requests that a busy worker is thought to decode at once"),
     Parameter("occupancy", 0.0, 1.0, 0.5, "linear", "0 takes the decode work from what arrives, 1 from what decodes"),
-    Parameter("backlog_s", 0.1, 100.0, 2.0, "log", "what waits, prompts or prefilled, is to be gone after so long"),
+    Parameter("backlog_s", 0.1, 100.0, 2.0, "log", "prompts that wait are to be gone after so long"),
     Parameter("hysteresis", 0.0, 1.0, 0.2, "linear", "share by which a split must lower the greater load; 1: never"),
     Parameter("dwell_s", 0.0, 60.0, 5.0, "linear", "a worker asks for another role only so long after it last did"),
     Parameter("margin", 0.5, 2.0, 1.0, "log", "factor on the time that a prompt is thought to need"),

@@ -77,7 +77,7 @@ def sign_flip_test(differences: np.ndarray, draws: int = 10_000, seed: int = 0) 
     x = np.asarray(differences, np.float64).ravel()
     if x.size == 0 or not np.isfinite(x).all():
         return float("nan")
-    seen = abs(x.sum()) * (1 - 1e-12)  # sums of the same numbers in another order
+    seen = abs(x.sum()) - 1e-12 * np.abs(x).sum()  # equal sums differ by rounding, those of 0 too
     if x.size <= EXACT_UP_TO:
         bits = np.arange(1 << x.size)[:, None] >> np.arange(x.size) & 1
         return float(np.mean(np.abs((1 - 2 * bits) @ x) >= seen))

@@ -15,6 +15,7 @@ from llm_env.sweeps import ATTAINMENT, AXES, TTFT, SweepRow
 from llm_env.workload import concrete
 
 STYLES = ("-", "--", ":")  # where there are more contenders than colours
+_TIE = 1e-9  # of attainment: who is no further below leads too
 _WIDTH, _HEIGHT, _WIDEST = 4.6, 3.3, 15.0  # of a panel, and of all of them side by side, inches
 
 
@@ -45,23 +46,28 @@ def plot_sweep(rows: Sequence[SweepRow], path: Path, scenario: Scenario, where: 
         handles.append(plt.Line2D([], [], color=DARK_GREY, marker="o", mfc="white", lw=0))
         labels.append("the backlog grew")
     fig.legend(handles, labels, loc="outside right center")
-    finding = titled(f"{_finding(rows)} on {where}", 75 if len(names) == 1 else 120)
+    finding = titled(f"{finding_of(rows)} on {where}", 75 if len(names) == 1 else 120)
     fig.suptitle(f"{finding}\n{details}", x=0.01, ha="left", fontsize=11.5)
     save(fig, path)
 
 
-def _finding(rows: Sequence[SweepRow]) -> str:
-    """Who keeps the most promises at how many points; of one contender its name."""
-    best: dict[tuple[str, float], SweepRow] = {}
+def finding_of(rows: Sequence[SweepRow]) -> str:
+    """Who keeps the most promises, alone or with others, at how many points; of one contender its name."""
+    points: dict[tuple[str, float], list[SweepRow]] = {}
     for row in rows:
-        key = (row.point.axis, row.point.value)
-        if key not in best or row.row.headline.mean > best[key].row.headline.mean:
-            best[key] = row
-    names = [row.row.contender for row in best.values()]
+        points.setdefault((row.point.axis, row.point.value), []).append(row)
+    most = [max(row.row.headline.mean for row in mine) for mine in points.values()]
+    leads = [
+        [row.row.contender for row in mine if row.row.headline.mean > best - _TIE]
+        for mine, best in zip(points.values(), most, strict=True)
+    ]
+    names = [name for leaders in leads for name in leaders]
     winner = max(dict.fromkeys(names), key=names.count)
     if len({row.row.contender for row in rows}) == 1:
         return winner
-    return f"{winner} keeps the most promises at {names.count(winner)} of {len(names)} values"
+    tied = sum(winner in leaders and len(leaders) > 1 for leaders in leads)
+    shared = f" ({tied} tied)" if tied else ""
+    return f"{winner} keeps the most promises at {names.count(winner)} of {len(leads)} values{shared}"
 
 
 def _label_values(ax: Any, name: str, values: Sequence[float]) -> None:

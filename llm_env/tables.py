@@ -28,13 +28,13 @@ def slo_table(rows: Sequence[Row], title: str, rule: str, bound: float | None = 
         bound: what no policy can pass under it; one more column if given.
     """
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for name in SLO_RULES:
         table.add_column(f"{'*' if name == rule else ''}{_RULE_TITLES[name]}\nmet, %", justify="right", no_wrap=True)
     weighted = any(WEIGHTED in row.attainment for row in rows)
     if weighted:
         table.add_column("*by weight\nmet, %", justify="right", no_wrap=True)
-    table.add_column("goodput\nreq/s", justify="right")
+    table.add_column("goodput\nreq/s", justify="right", no_wrap=True)
     table.add_column("diff to\nbest, pts", justify="right", no_wrap=True)
     room = not weighted and bound is None
     for column in ("p\n", "won/tied\n/lost") if room else ():
@@ -59,7 +59,7 @@ def difference_table(rows: Sequence[Row], title: str) -> Table:
     workloads it was above, the same and below.
     """
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for column in ("difference, pts", "p", "won/tied/lost"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -70,7 +70,7 @@ def difference_table(rows: Sequence[Row], title: str) -> Table:
 def time_table(rows: Sequence[Row], title: str) -> Table:
     """Share of first tokens on time, TTFT, TBT, throughput, utilisation and what was left undone."""
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for column in (
         "TTFT\nmet, %",
         "TTFT s\np50",
@@ -103,7 +103,7 @@ def usage_table(rows: Sequence[Row], title: str) -> Table:
     """What the workers' time went into, how full batches were, evictions; and costs, where the rows have them."""
     priced = any(COSTS[0] in row.means for row in rows)
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     columns = ("pre-\nfill %", "de-\ncode %", "idle\n%", "req a\nbatch", "tok a\nbatch", "of SLO\n%", "evic-\ntions")
     for column in (*columns, *(("1M out\ncost", "1M tok\ncost", "1,000\ngood") if priced else ())):
         table.add_column(column, justify="right", no_wrap=True)

@@ -39,6 +39,8 @@ def make_teacher(settings: ImitationSettings, scenarios: Sequence[Scenario]) -> 
     contenders = [baseline_contender(settings.teacher, scenario.name) for scenario in scenarios]
     if any(each.parameters != contenders[0].parameters for each in contenders):
         raise UserError(f"imitate.teacher: {settings.teacher} is not the same in all scenarios: give its parameters")
+    if contenders[0].router:
+        raise UserError(f"imitate.teacher: expected a policy alone, got one with a router, {settings.teacher}")
     decide = baselines.make_policy(contenders[0].policy, **dict(contenders[0].parameters))
 
     def base(state: State) -> Levels:

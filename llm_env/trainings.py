@@ -1,6 +1,7 @@
 """Several trainings of one agent in a study: what the next one may be expected to be worth. Runs nothing.
 
-Two agents are trainings of one if their runs' settings.json agree in all but the seed and where the run lies.
+Two agents are trainings of one if their runs' scenarios agree, and settings.json in all but the seed, which differs,
+and where the run lies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llm_env.aggregate import Row, best_baseline, headline_samples, number_or_no
 from llm_env.statistics import Estimate, improvement_interval, iqm_interval
 from llm_env.study import CellResult, Contender, Study
 
-SETTINGS = "settings.json"  # of a run of train.py
+SETTINGS, SCENARIOS = "settings.json", ("scenario.toml", "scenarios/*.toml")  # of a run of train.py
 NO_SETTINGS = ("seed", "seeds", "out", "overwrite", "resume", "processes")  # what trainings of one agent may differ in
 
 
@@ -58,11 +59,12 @@ class Trainings:
 
 def trainings(study: Study, rows: Sequence[Row], cells: Sequence[CellResult]) -> list[Trainings]:
     """Every agent of a study that was trained more than once, load by load; intervals are 95 % bootstrap intervals."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[Any, str]] = {}
     for contender in study.contenders:
-        if key := _settings(contender):
-            groups.setdefault(key, []).append(contender.label)
-    several = [labels for labels in groups.values() if len(labels) > 1]
+        if known := _settings(contender):
+            key, seed = known
+            groups.setdefault(key, {}).setdefault(seed, contender.label)  # the same training again tells nothing new
+    several = [list(labels.values()) for labels in groups.values() if len(labels) > 1]
     samples = headline_samples(study, list(cells)) if several else {}
     found = []
     for load in study.load_labels():
@@ -76,14 +78,18 @@ def trainings(study: Study, rows: Sequence[Row], cells: Sequence[CellResult]) ->
     return found
 
 
-def _settings(contender: Contender) -> str:
-    """What trainings of one agent have in common; empty if that is not known."""
+def _settings(contender: Contender) -> tuple[str, str] | None:
+    """What trainings of one agent have in common, and the seed of this one; None if that is not known."""
     if not contender.agent:
-        return ""
+        return None
+    run = Path(contender.agent)
     try:
-        settings = json.loads((Path(contender.agent) / SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        files = [file for pattern in SCENARIOS for file in sorted(run.glob(pattern))]
+        scenarios = [file.read_text(encoding="utf-8") for file in files]
     except (OSError, ValueError):
-        return ""
+        return None
     if not isinstance(settings, dict):
-        return ""
-    return json.dumps({k: v for k, v in settings.items() if k not in NO_SETTINGS}, sort_keys=True)
+        return None
+    same = {k: v for k, v in settings.items() if k not in NO_SETTINGS}
+    return json.dumps([same, scenarios], sort_keys=True), json.dumps(settings.get("seed"))

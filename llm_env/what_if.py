@@ -107,7 +107,7 @@ def effects(
 def effects_table(found: Sequence[Effect], title: str) -> Table:
     """A row for each contender and change, those of a contender together. Args: found: of one load."""
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     table.add_column("what if", overflow="fold")
     for column in ("met\n%", "change\npts", "p\n", "goodput\nreq/s", "TTFT s\np99", "TBT ms\np99", "util\n%"):
         table.add_column(column, justify="right", no_wrap=True)

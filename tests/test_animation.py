@@ -105,3 +105,8 @@ def test_a_frame_in_a_notebook_is_empty_or_complains(animation, tmp_path):
         assert browser.problems() == []
     finally:
         browser.close()
+
+
+def test_a_name_is_played_as_a_policy():
+    with pytest.raises(UserError, match=r"players: a: expected a compiled policy or an agent .* got 'fcfs'"):
+        animate(SCENARIO, {"a": "fcfs"}, 3)

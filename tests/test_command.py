@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from llm_env.command import exit_code
+from llm_env.command import exit_code, output_console
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -26,3 +26,8 @@ def test_a_signal_that_a_callback_swallowed_is_a_bug_of_ours(number, code, capsy
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_brackets_in_a_name_are_taken_for_markup(capsys):
+    output_console().print("results/[red]/x[/b] and agent:[bold]")
+    assert capsys.readouterr().out == "results/[red]/x[/b] and agent:[bold]\n"

@@ -158,6 +158,7 @@ def test_look_ahead_over_the_table_says_always_the_same():
     ("settings", "scenarios", "message"),
     [
         ({"teacher": "nobody"}, [SHORT], "nobody"),
+        ({"teacher": f"{SPEC}/score"}, [SHORT], "imitate.teacher: expected a policy alone"),
         ({"teacher": "hrrn"}, [SHORT], "imitate.teacher: its queue order is response-ratio"),
         ({"teacher": SPEC, "lookahead": True}, [SHORT, SHORT], "imitate.lookahead: expected one scenario"),
     ],

@@ -32,6 +32,12 @@ def test_three_pairs_of_one_sign_have_a_p_value_of_a_quarter():
     assert math.isnan(sign_flip_test(np.array([])))
 
 
+@pytest.mark.parametrize("x", [[0.3, 0.3, 0.3, -0.1, -0.2, -0.3, -0.3], [0.7, 0.1, 0.1, -0.3, -0.3, -0.3]])
+def test_differences_that_cancel_have_a_p_value_below_one(x):
+    assert sign_flip_test(np.array(x)) == 1.0
+    assert sign_flip_test(np.array([*x, *[0.0] * EXACT_UP_TO])) == 1.0
+
+
 def test_random_signs_agree_with_all_signs():
     x = np.random.default_rng(1).normal(0.35, 1.0, EXACT_UP_TO + 2)
     signs = np.array(list(itertools.product((1, -1), repeat=x.size)))

@@ -9,11 +9,14 @@ import json
 import numpy as np
 import pytest
 
+from llm_env.aggregate import Row
 from llm_env.cli import main
 from llm_env.config import with_changes
+from llm_env.metrics import Interval
 from llm_env.scenarios import load_scenario
 from llm_env.study import Study, baseline_contender, run_unit, traffic_at
-from llm_env.sweeps import AXES, GROUPS, sweep_points
+from llm_env.sweep_plots import finding_of
+from llm_env.sweeps import AXES, GROUPS, SweepRow, sweep_points
 from llm_env.workload import draw_workload, request_rate
 from tests.test_study import SHORT
 
@@ -141,6 +144,24 @@ def test_a_group_has_a_panel_less_than_axes(short, tmp_path, capsys):
     assert tuple(dict.fromkeys(row["axis"] for row in rows)) == GROUPS["service"]
     for name in GROUPS["service"]:
         assert AXES[name].title in shown
+
+
+@pytest.mark.parametrize(
+    ("loose", "finding"),
+    [
+        ("sarathi", "sarathi keeps the most promises at 2 of 2 values (1 tied)"),
+        ("sarathi-spf", "sarathi-spf keeps the most promises at 2 of 2 values (1 tied)"),
+    ],
+)
+def test_who_is_named_first_is_said_to_lead_where_all_tie(short, loose, finding):
+    def row(point, name):
+        share = 0.5 if point is second and name != loose else 0.9
+        attained = {"max": Interval(share, 0.1)}
+        return SweepRow(point, Row(None, name, False, 2, 9, attained, None, None, {}, False, "max", "max"), {})
+
+    first, second = sweep_points(study_of(short, "sarathi", "sarathi-spf"), "slo-scale", [1, 2])
+    rows = [row(point, name) for point in (first, second) for name in ("sarathi", "sarathi-spf")]
+    assert finding_of(rows) == finding
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,21 @@ SHARES = {
 }
 
 
-def study_of(folder, settings, empty=()):
-    """A study of SHARES at two loads. Args: settings: of the agents' runs; empty: seeds without a request."""
+def study_of(folder, settings, empty=(), scenarios=None):
+    """A study of SHARES at two loads.
+
+    Args:
+        settings: of the agents' runs.
+        empty: seeds without a request.
+        scenarios: on which the runs were, where not on "a".
+    """
     names = []
     for label in SHARES:
         run = folder / label.removeprefix("agent:")
         if label in settings:
             run.mkdir()
             (run / "settings.json").write_text(settings[label])
+            (run / "scenario.toml").write_text((scenarios or {}).get(label, "a"))
         is_agent = label.startswith("agent:")
         names.append(Contender(label, "" if is_agent else "sarathi", (), str(run) if is_agent else ""))
     study = Study(Scenario(), tuple(names), (0.6, 0.9), (0, 1, 2, 3))
@@ -62,6 +69,14 @@ def test_trainings_of_one_agent_are_not_found_or_others_are_taken_for_one(tmp_pa
 def test_an_agent_of_which_nothing_is_known_is_taken_for_another_training(tmp_path, text):
     known = {k: v for k, v in TWO.items() if k != "agent:seed-1"} | ({} if text is None else {"agent:seed-1": text})
     assert trainings(*study_of(tmp_path, known)) == []
+
+
+def test_the_same_training_counts_twice(tmp_path):
+    assert trainings(*study_of(tmp_path, TWO | {"agent:seed-1": settings(out="b")})) == []
+
+
+def test_trainings_on_other_scenarios_are_taken_for_one_agent(tmp_path):
+    assert trainings(*study_of(tmp_path, TWO, scenarios={"agent:seed-1": "b"})) == []
 
 
 @pytest.mark.parametrize("empty", [(), (2,)])

@@ -103,7 +103,7 @@ def _capacity(arguments: argparse.Namespace) -> None:
 
 def _capacity_table(found: list[list[Capacity]], targets: tuple[float, ...], title: str) -> Table:
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for target in targets:
         table.add_column(f"{100 * target:g} %", justify="right", no_wrap=True)
     for one in found:
@@ -148,7 +148,7 @@ def _fleet(arguments: argparse.Namespace) -> None:
 
 def _fleet_table(found: list[Fleet], title: str) -> Table:
     table = titled_table(title)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for column in (
         "share\n%",
         "workers\n",

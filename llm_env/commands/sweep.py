@@ -124,7 +124,7 @@ def _table(rows: Sequence[SweepRow], title: str) -> Table:
     """A row for each value and contender, those of a value together. Args: rows: of one axis."""
     table = titled_table(title)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for column in ("met\n%", "diff to\nbest, pts", "p\n", "goodput\nreq/s", "TTFT s\np99", "TBT ms\np99", "util\n%"):
         table.add_column(column, justify="right", no_wrap=True)
     shown = None
