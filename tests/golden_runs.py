@@ -365,7 +365,9 @@ def logs(state: State) -> Iterator[np.ndarray]:
     yield np.repeat(gaps["gap_s"], gaps["count"])
 
 
-LATER = ("weighted_attainment",)  # measures that came after the hashes; tests/test_families.py has them
+LATER = (  # measures that came after the hashes; tests/test_families.py and tests/test_usage.py have them
+    *("weighted_attainment", "prefill_time_share", "decode_time_share", "idle_time_share", "slo_budget_share"),
+)
 
 
 def summary(state: State, scenario: Scenario) -> Iterator[str]:
