@@ -94,7 +94,9 @@ class Board:
     def _hyper_parameters(self) -> dict[str, Any]:
         """The arguments that are numbers or words; of the algorithms, those of the one that learns."""
         given = dataclasses.asdict(self._run.arguments)
-        ppo, es = given.pop("ppo"), given.pop("es")
+        ppo, es, imitate = given.pop("ppo"), given.pop("es"), given.pop("imitate")
+        if imitate["teacher"]:
+            given |= {f"imitate.{name}": value for name, value in imitate.items()}
         mine = {f"es.{name}": value for name, value in es.items()} if given["algo"] == "es" else ppo
         flat = given | mine
         return {

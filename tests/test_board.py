@@ -111,6 +111,7 @@ def test_settings_are_not_told_with_what_came_of_them(run):
     told = hparams_metadata.parse_session_start_info_plugin_data(content).hparams
     assert told["algo"].string_value == ("ppo" if arguments is PPO else "es")
     assert told["validation_seeds"].number_value == 2
+    assert not any(name.startswith("imitate") for name in told), "nobody was imitated"
     assert ("es.pairs" in told, "learning_rate" in told) == ((False, True) if arguments is PPO else (True, False))
     content = events.SummaryMetadata(hparams_metadata.EXPERIMENT_TAG).plugin_data.content
     metrics = {info.name.tag for info in hparams_metadata.parse_experiment_plugin_data(content).metric_infos}
