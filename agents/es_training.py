@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +20,7 @@ from agents.stored import Stored
 from agents.task import Task
 from agents.validation import Keeper
 from llm_env.command import Terminated, check_stopped
-from llm_env.errors import UserError
-from llm_env.processes import spawn_context
+from llm_env.processes import death_is_an_error, worker_pool
 
 VECTORS = ("vector", "average", "first", "second")  # of an ESState
 Log = Callable[[dict[str, float], int], None]  # scalars and the step they belong to
@@ -83,22 +80,16 @@ def comparing(work: Work, processes: int) -> Iterator[Compare]:
     if len(every) == 1:
         yield lambda vector, generation: here.compare(vector, generation, every[0])
         return
-    context = spawn_context()
-    pool = ProcessPoolExecutor(len(every) - 1, context, initializer=_begin_child, initargs=(work,))
+    with worker_pool(len(every) - 1, _begin_child, (work,)) as pool:
 
-    def compare(vector: np.ndarray, generation: int) -> Earned:
-        futures = [pool.submit(_compare_in_child, vector, generation, pairs) for pairs in every[1:]]
-        try:
-            parts = [here.compare(vector, generation, every[0]), *(future.result() for future in futures)]
-        except BrokenProcessPool:
-            raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
-        scores, decisions = zip(*parts, strict=True)
-        return Earned(np.concatenate(scores, axis=1), sum(decisions))
+        def compare(vector: np.ndarray, generation: int) -> Earned:
+            futures = [pool.submit(_compare_in_child, vector, generation, pairs) for pairs in every[1:]]
+            with death_is_an_error():
+                parts = [here.compare(vector, generation, every[0]), *(future.result() for future in futures)]
+            scores, decisions = zip(*parts, strict=True)
+            return Earned(np.concatenate(scores, axis=1), sum(decisions))
 
-    try:
         yield compare
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------

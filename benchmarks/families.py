@@ -28,7 +28,7 @@ from llm_env.command import exit_code
 from llm_env.commands.arguments import integer
 from llm_env.config import Scenario
 from llm_env.errors import UserError
-from llm_env.files import staged_file
+from llm_env.files import file_sha256, staged_file
 from llm_env.groups import measured, quarters
 from llm_env.scenarios import load_scenario
 from llm_env.study import (
@@ -230,7 +230,7 @@ def _file_hashes(agent: str) -> list[str]:
     """Of an agent's files. Args: agent: a name of the package's, or a folder."""
     shipped = is_name(agent) and agent in shipped_names()
     with shipped_folder(agent) if shipped else nullcontext(Path(agent)) as folder:
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("**/agent.*"))]
+        return [file_sha256(path) for path in sorted(folder.glob("**/agent.*"))]
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_env.errors import InputOutputError, UserError
 
@@ -31,6 +32,16 @@ _stopped_by: list[int] = []
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for `exit_code`: rich would exit with 1, our code for a bug
+
+
+@contextmanager
+def progress_bar(word: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error while something goes on, nothing where that is no terminal. Tell it (done, total)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(word), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def output_console() -> Console:

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_env.aggregate import Bounds, Row, aggregate, best_baseline, study_bounds
 from llm_env.cell_store import FOLDER, CellStore
-from llm_env.command import exit_code, output_console
+from llm_env.command import exit_code, output_console, progress_bar
 from llm_env.errors import RequirementError, UserError, join_problems
 from llm_env.files import staged_folder
 from llm_env.plots import highlighted, plot_attainment, plot_batches, plot_distributions
@@ -340,13 +339,10 @@ def _specs(given: tuple[str, ...], scenario: str) -> tuple[str, ...]:
 def _run_with_progress(study: Study, processes: int, store: Store, known: list[CellResult]) -> list[CellResult]:
     cells = list(known)
     done_before = {(cell.load, cell.contender, cell.seed) for cell in known}
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
+    with progress_bar("evaluating") as tell:
         for done, total, new in run_study(study, processes, store, done_before):
             cells += new
-            progress.update(task, completed=done, total=total)
+            tell(done, total)
     return sort_cells(study, cells)
 
 

@@ -31,6 +31,19 @@ def spawn_context() -> SpawnContext:
 
 
 @contextmanager
+def death_is_an_error() -> Iterator[None]:
+    """Where results of a pool are waited for.
+
+    Raises:
+        UserError: one of its processes died.
+    """
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
+
+
+@contextmanager
 def worker_pool(
     processes: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
@@ -41,9 +54,8 @@ def worker_pool(
     """
     pool = ProcessPoolExecutor(processes, spawn_context(), initializer, initargs)
     try:
-        yield pool
-    except BrokenProcessPool:
-        raise UserError("a worker process died, perhaps out of memory: try fewer --processes") from None
+        with death_is_an_error():
+            yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from llm_env.command import output_console
+from llm_env.command import output_console, progress_bar
 from llm_env.commands.arguments import number
 from llm_env.commands.contenders import add_contenders, contenders_of, seeds_of
 from llm_env.config import with_changes
@@ -24,7 +22,7 @@ from llm_env.provenance import git_commit, versions
 from llm_env.scenarios import load_scenario
 from llm_env.study import Study
 from llm_env.sweep_plots import plot_sweep
-from llm_env.sweeps import AXES, GROUPS, TBT, TTFT, Point, SweepRow, axes_of, run_sweep, sweep_points
+from llm_env.sweeps import AXES, GROUPS, TBT, TTFT, SweepRow, axes_of, run_sweep, sweep_points
 from llm_env.tables import difference_texts, percent_text, titled_table
 from llm_env.workload import refuse_rate
 
@@ -73,7 +71,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
     study = Study(scenario, tuple(contenders_of(arguments, scenario)), (), seeds_of(arguments))
     points = sweep_points(study, arguments.axis, arguments.values, arguments.hold)
     with staged_folder(arguments.out) as folder:
-        rows = _run_with_progress(points, arguments)
+        with progress_bar("sweeping") as tell:
+            rows = run_sweep(points, arguments.out, arguments.processes, arguments.fresh, tell)
         results = {
             "axis": arguments.axis,
             "hold": arguments.hold,
@@ -106,18 +105,6 @@ def _sweep(arguments: argparse.Namespace) -> None:
         f" each value are paired, p is that of their sign-flip test.{same} sweep.csv, sweep.json and sweep.png are in"
         f" {arguments.out}"
     )
-
-
-def _run_with_progress(points: Sequence[Point], arguments: argparse.Namespace) -> list[SweepRow]:
-    console = Console(stderr=True)
-    columns = (TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def tell(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        return run_sweep(points, arguments.out, arguments.processes, arguments.fresh, tell)
 
 
 def _table(rows: Sequence[SweepRow], title: str) -> Table:

@@ -1,1 +1,1 @@
-"""The report of a study: one HTML file that stands alone. It runs nothing but the two runs that its player shows."""
+"""The report of a study: one HTML file that stands alone. It runs nothing but what its maps and its player show."""

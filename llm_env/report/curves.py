@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from agents.curves import Learning, learning_of
-from llm_env.report.markup import Axis, Panel, number, shortened, steps
+from llm_env.report.markup import NAMES, Axis, Panel, number, shortened, steps
 from llm_env.report.story import Cast
 from llm_env.study import Study
 
-_NAMES = 132  # units at the right for names of lines
 _LEAST_SPAN = 0.01  # of attainment that the axis shows
 _BELOW = 2.0  # spans of the curves: references further below them are told in words
 
@@ -42,7 +41,7 @@ def _panel(label: str, tone: str, learning: Learning) -> str:
     words = [f"{shortened(name, 22)} {number(100 * value)}" for name, value in below]
     lines = [", ".join(words[k : k + 2]) for k in range(0, len(words), 2)]
     more = 18 * (len(lines) + bool(lines))
-    panel = Panel(f"How {label} learned", "; ".join(told), 300 + more, right=_NAMES, top=48, bottom=46 + more)
+    panel = Panel(f"How {label} learned", "; ".join(told), 300 + more, right=NAMES, top=48, bottom=46 + more)
     panel.text(0, 12, label, f"name {tone}")
     y = Axis(ticks[0], ticks[-1], panel.y0, panel.y1)
     most = max(x for _, points in learning.runs for x, _ in points)

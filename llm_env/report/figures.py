@@ -16,15 +16,13 @@ from llm_env.aggregate import Row
 from llm_env.config import Scenario
 from llm_env.dtypes import LATE_TOLERANCE_S
 from llm_env.metrics import Interval, mean_ci
-from llm_env.report.markup import Axis, Panel, number, plus_minus, seconds, shortened, steps
+from llm_env.report.markup import NAMES, Axis, Panel, number, plus_minus, seconds, shortened, steps
 from llm_env.report.story import Cast, at_load, cast_of, difference, told_points
 from llm_env.study import CellResult, Study
 from llm_env.workload import concrete
 
-NAMES = 132  # units at the right for names of lines
 _CURVE_POINTS = 160
 _LOWEST_SHARE = 1e-3  # of a distribution that is drawn
-_QUARTERS = 4
 _NEAR = 0.15  # a difference of attainment that readers will want to see to scale
 
 
@@ -270,7 +268,7 @@ def by_prompt_length(study: Study, cells: Sequence[CellResult], cast: Cast) -> l
         for name in names
     }
     pooled = np.concatenate([c.requests["prompt_tokens"][measured(study, c)] for c in next(iter(mine.values()))])
-    cuts = np.unique(np.quantile(pooled, np.linspace(0, 1, _QUARTERS + 1)[1:-1]))
+    cuts = np.unique(np.quantile(pooled, np.linspace(0, 1, groups.QUARTERS + 1)[1:-1]))
     edges = [0, *(int(cut) for cut in cuts), int(pooled.max())]
     edges = sorted(set(edges))
     if len(edges) < 3:

@@ -16,6 +16,7 @@ import numpy as np
 MINUS = "−"
 WIDTH = 480  # units of a panel; about as many pixels
 FONT = 13  # units
+NAMES = 132  # units at the right of a panel, for names of lines
 
 
 def escaped(text: object) -> str:
